@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every storage system can do for us, in one interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from sanstone.model import Capacity, Connection, Volume
+
+__all__ = ["Abilities", "Array", "Claim", "NewVolume", "Placement"]
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a system can do beyond the interface: the actions and the wizard ask before they offer it."""
+
+    clones_within: bool = True
+    expands_copies: bool = False
+    zeroes_new_volumes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NewVolume:
+    """A volume that shall be there: empty with ``size`` bytes, or with the contents of ``source``.
+
+    ``is_linked``: it may depend on ``source`` for ever (a snapshot); else it becomes independent.
+    """
+
+    name: str
+    size: int = 0
+    source: str | None = None
+    is_linked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A volume, and how the host reaches it when it was mapped as well."""
+
+    volume: Volume
+    connection: Connection | None = None
+
+
+Claim = Callable[[Volume | None], None]
+
+
+class Array(Protocol):
+    """One storage system with the settings of one datastore.
+
+    Every operation brings about a state: it may be called again, and after being cut off anywhere.
+    Hosts are named as OpenNebula names them. All raise ConnectError, BusyError, DeadlineError and ArrayError.
+    """
+
+    @property
+    def name(self) -> str:
+        """The address by which a person knows the system."""
+
+    @property
+    def abilities(self) -> Abilities: ...
+
+    def source(self, name: str) -> str:
+        """Spell the SOURCE by which OpenNebula shall know the volume of an image."""
+
+    def close(self) -> None:
+        """Log out."""
+
+    def check(self) -> None:
+        """Hold the settings against the system.
+
+        Raises: ConfigurationError for a pool, I/O group or the like that is not there.
+        """
+
+    def capacity(self) -> Capacity:
+        """Read what the datastore's pools have, as the system counts it."""
+
+    def find(self, *names: str) -> tuple[Volume | None, ...]:
+        """Look volumes up by name, all in one question."""
+
+    def find_wwid(self, wwid: str) -> Volume | None:
+        """Look a volume up by what a host sees of it."""
+
+    def create(self, new: NewVolume, *, claim: Claim, host: str | None = None) -> Placement:
+        """Let the volume be there, mapped to ``host`` if given.
+
+        ``claim`` is told what bears the name before anything is made, and may refuse.
+
+        Raises: what ``claim`` raises, NotFoundError for a missing source, CapacityError.
+        """
+
+    def copy(self, source: str, target: str) -> None:
+        """Let ``target``, which exists and has the same size, have the contents that ``source`` has now.
+
+        Raises: ConflictError when the sizes differ or ``target`` is mapped.
+        """
+
+    def delete(self, name: str, *, wait: float) -> None:
+        """Let the volume be gone. ``wait``: seconds that copies which still read from it may take.
+
+        Raises: ConflictError while mapped or while snapshots depend on it, BusyError after ``wait``.
+        """
+
+    def resize(self, name: str, size: int) -> None:
+        """Let the volume have at least ``size`` bytes.
+
+        Raises: CapacityError, ConflictError when the system cannot expand it in its present state.
+        """
+
+    def map(self, name: str, host: str, *, is_shared: bool = False) -> Connection:
+        """Let ``host`` reach the volume; a second host only if ``is_shared``.
+
+        Raises: NotFoundError, ConflictError when another host has it, ConfigurationError for an unknown host.
+        """
+
+    def unmap(self, name: str, host: str) -> None:
+        """Let ``host`` no longer reach the volume."""
+
+    def mapped_hosts(self, name: str) -> tuple[str, ...]:
+        """List who can reach the volume, by the system's own names."""

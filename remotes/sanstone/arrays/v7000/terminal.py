@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The restricted shell of the box: command lines, listings, refusals.
+
+Several commands travel in one line. Reading ones are joined by ``;echo;``, so that an empty line parts
+their listings; changing ones follow ``set -e``, so that the first refusal stops the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sanstone.arrays.v7000 import codes
+from sanstone.arrays.v7000.codes import Refused, find_code
+from sanstone.errors import ArrayError, BusyError, ConfigurationError, ConnectError
+from sanstone.transport.ssh import Reply, SSHSession
+from sanstone.transport.waiting import Deadline, pause
+
+__all__ = ["Answer", "Row", "Terminal", "command", "detail", "rows"]
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, str]
+
+_DELIMITER = "!"
+_PLAIN = re.compile(r"[A-Za-z0-9_.:%+=-]+")
+_QUOTED = re.compile(r"[A-Za-z0-9_.:%+= -]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a chain of reading commands said: one section of lines per command, and all complaints."""
+
+    sections: tuple[tuple[str, ...], ...]
+    complaints: tuple[str, ...]
+
+    def codes(self) -> frozenset[str]:
+        return frozenset(found[0] for line in self.complaints if (found := find_code(line)))
+
+
+def word(value: str) -> str:
+    """One word of a command line. The box's shell knows no escapes, so only harmless characters pass."""
+    if _PLAIN.fullmatch(value):
+        return value
+    if _QUOTED.fullmatch(value) and value == value.strip():
+        return f'"{value}"'
+    raise ConfigurationError(
+        f"{value!r} cannot be sent to the box.",
+        "Names there have letters, digits, spaces, '.', '-' and '_' only.",
+    )
+
+
+def command(*words: str) -> str:
+    """One command from its words."""
+    return " ".join(word(each) for each in words)
+
+
+def listing(*words: str) -> str:
+    """A reading command whose columns are parted by a character that no value holds."""
+    return f"{word(words[0])} -delim {_DELIMITER} {command(*words[1:])}".rstrip()
+
+
+def rows(section: Sequence[str]) -> list[Row]:
+    """Read a concise view: the header names the columns, whatever the firmware appended."""
+    if not section:
+        return []
+    names = section[0].split(_DELIMITER)
+    return [dict(zip(names, line.split(_DELIMITER), strict=False)) for line in section[1:] if line]
+
+
+def detail(section: Sequence[str]) -> Row:
+    """Read a detailed view; of a key that repeats, the first counts."""
+    found: Row = {}
+    for line in section:
+        key, _, value = line.partition(_DELIMITER)
+        found.setdefault(key, value)
+    return found
+
+
+class Terminal:
+    """Command lines on one box, each within ``timeout`` seconds, patient while the box has no session free."""
+
+    def __init__(self, session: SSHSession, *, timeout: float) -> None:
+        self.session = session
+        self.timeout = timeout
+
+    @property
+    def name(self) -> str:
+        return self.session.login.address
+
+    def ask(self, *commands: str) -> Answer:
+        """Run reading commands; one that is refused has an empty section and a complaint."""
+        reply = self._execute(";echo;".join(commands))
+        return Answer(_sections(reply, len(commands), self.name), _lines(reply.stderr))
+
+    def change(self, *commands: str, then: Sequence[str] = ()) -> Answer:
+        """Run changing commands up to the first refusal, then reading ones.
+
+        Raises: Refused.
+        """
+        reading = [f"echo;{each}" for each in then]
+        line = ";".join(["set -e", *commands, *reading])
+        reply = self._execute(line)
+        if reply.code != 0:
+            raise self._refused(reply, line)
+        for complaint in _lines(reply.stderr):
+            log.warning("%s: %s", self.name, complaint)
+        return Answer(_sections(reply, len(then) + 1, self.name)[1:], _lines(reply.stderr))
+
+    def attempt(self, change: str, *reading: str) -> Answer:
+        """Run one changing command and, whatever became of it, reading ones: the first section is its own."""
+        reply = self._execute(";echo;".join([change, *reading]))
+        return Answer(_sections(reply, len(reading) + 1, self.name), _lines(reply.stderr))
+
+    def _refused(self, reply: Reply, line: str) -> Refused | ArrayError:
+        found = find_code(reply.stderr) or find_code(reply.stdout)
+        if found is None:
+            return ArrayError(
+                f"{self.name} ended a command with exit code {reply.code} and no reason.",
+                "See the box's event log.",
+                details=f"{line}\n{reply.stdout}{reply.stderr}",
+            )
+        return Refused(self.name, *found, line)
+
+    def _execute(self, line: str) -> Reply:
+        deadline = Deadline(self.timeout)
+        interval = 0.1
+        while True:
+            reply = self.session.execute(line, deadline=deadline)
+            busy = find_code(reply.stdout.split("\n", 1)[0] or reply.stderr)
+            if busy is None or busy[0] != codes.TOO_MANY_SESSIONS:
+                return reply
+            self.session.close()
+            if deadline.left < interval:
+                raise BusyError(
+                    f"{self.name} had no session free for {self.timeout:.0f} s ({busy[0]}).",
+                    "Close other logins on the box, or lower ARRAY_SESSIONS, then run the action again.",
+                )
+            pause(interval)
+            interval = min(interval * 2, 2.0)
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(line for line in text.splitlines() if line.strip())
+
+
+def _sections(reply: Reply, count: int, box: str) -> tuple[tuple[str, ...], ...]:
+    found: list[tuple[str, ...]] = []
+    lines: list[str] = []
+    for line in reply.stdout.splitlines():
+        if line or len(found) == count - 1:
+            lines.append(line.rstrip("\r"))
+        else:
+            found.append(tuple(lines))
+            lines = []
+    found.append(tuple(lines))
+    if len(found) != count:
+        raise ConnectError(
+            f"{box} answered {len(found)} of {count} questions.",
+            "Run the action again.",
+            details=reply.stdout + reply.stderr,
+        )
+    return tuple(found)
