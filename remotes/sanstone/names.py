@@ -25,7 +25,8 @@ __all__ = [
 _SAFE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
 _READ = re.compile(
     r"one-(?:sys-(?P<vvm>\d+)-(?P<vdisk>\d+)"
-    r"|(?P<image>\d+)(?:-(?P<vm>\d+)-(?P<disk>\d+)|-snapshot-(?P<oldvm>\d+))?)"
+    r"|(?P<image>\d+)(?:-(?P<vm>\d+)-(?P<disk>\d+)|-snapshot-(?P<oldvm>\d+))?)",
+    re.ASCII
 )
 
 
@@ -75,7 +76,7 @@ def volume_of_source(source: str) -> str:
     """Find the volume's name in an image's SOURCE.
 
     SOURCE is the name alone, or an IQN that ends in ``.NAME`` (the V7000 add-on's form); oned puts
-    ``frontend:`` before it for tm actions unless it holds a colon itself (seen in vm-deploy-source-with-colon).
+    ``frontend:`` before it for tm actions unless it holds a colon (recorded: vm-deploy-source-with-colon).
 
     Raises: RequestError when there is no usable name in it.
     """

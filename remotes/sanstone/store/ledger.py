@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger of volumes that we made: written before the array is asked, so that nothing is ours by its name alone.
+"""The ledger of volumes that we made: nothing is ours by its name alone.
 
-One small file per volume, replaced atomically, below the state directory. An entry without a WWID says that
-the volume was about to be made when its name was free on the array.
+It is written before the array is asked: one small file per volume, replaced atomically, below the state
+directory. An entry without a WWID says that the volume was about to be made when its name was free there.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Login:
     port: int = 22
     user: str = "oneadmin"
     password: Secret | None = None
-    key_files: tuple[Path, ...] = ()
+    key_file: Path | None = None
     known_hosts: tuple[Path, ...] = ()
     connect_timeout: float = 15.0
     limit: int = 4
@@ -165,9 +165,9 @@ class SSHSession:
                     login.port,
                     login.user,
                     password=login.password.reveal() if login.password else None,
-                    key_filename=[str(path) for path in login.key_files] or None,
-                    look_for_keys=not login.key_files and login.password is None,
-                    allow_agent=not login.key_files and login.password is None,
+                    key_filename=str(login.key_file) if login.key_file else None,
+                    look_for_keys=login.key_file is None and login.password is None,
+                    allow_agent=login.key_file is None and login.password is None,
                     timeout=timeout,
                     banner_timeout=timeout,
                     auth_timeout=timeout,
@@ -177,8 +177,9 @@ class SSHSession:
         except paramiko.BadHostKeyException as err:
             client.close()
             raise ConnectError(
-                f"The SSH host key of {login.name} is not the one in known_hosts: somebody may be in between.",
-                "If the box was replaced, check its fingerprint and put the new key into "
+                f"The SSH host key of {login.name} is not the one in known_hosts.",
+                "Somebody may be in between. If the box was replaced, check its fingerprint and put "
+                f"the new key into "
                 f"{_listed(login.known_hosts)}.",
             ) from err
         except paramiko.AuthenticationException as err:

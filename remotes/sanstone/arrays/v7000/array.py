@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from sanstone.arrays.base import Abilities, Claim, NewVolume, Placement
 from sanstone.arrays.v7000 import codes
-from sanstone.arrays.v7000.codes import Refused
+from sanstone.arrays.v7000.codes import RefusedError
 from sanstone.arrays.v7000.facts import TARGET_QUESTIONS, Facts, read_targets
 from sanstone.arrays.v7000.flashcopy import FlashCopyMap, read_map, removal
 from sanstone.arrays.v7000.terminal import Row, Terminal, command, listing, rows
@@ -49,7 +49,6 @@ class _Found:
 
     volume: Volume
     io_group: str
-    flashcopy_maps: int
 
 
 class V7000:
@@ -122,7 +121,7 @@ class V7000:
         claim(found.volume if found else None)
         size = source.volume.size if source else new.size
         if found and found.volume.size != size:
-            self._remove(found, wait=0.0)
+            self._delete(new.name, Deadline(0.0))
             return None
         steps: list[str] = []
         if not found:
@@ -136,6 +135,8 @@ class V7000:
             assert found is not None
             return Placement(found.volume)
         alias = self._alias(host)
+        if self._targets() is None:
+            self._remember_targets(read_targets(self._terminal.ask(*TARGET_QUESTIONS).sections))
         steps.append(command("mkvdiskhostmap", "-host", alias, new.name))
         if found:
             for step in steps[:-1]:
@@ -155,7 +156,9 @@ class V7000:
         rsize = get.integer("SNAPSHOT_RSIZE" if new.is_linked else "RSIZE")
         is_thin = get.flag("THIN_PROVISION") or new.is_linked
         known = self._pools()
-        pool = pools[0] if len(pools) == 1 else max(pools, key=lambda name: known.get(name, {}).get("free", 0))
+        pool = (
+            pools[0] if len(pools) == 1 else max(pools, key=lambda name: known.get(name, {}).get("free", 0))
+        )
         if known.get(pool, {}).get("data_reduction") == "yes":
             thin = ["-thin", "-buffersize", f"{rsize}%"] if is_thin else []
             return command(
@@ -205,7 +208,8 @@ class V7000:
         for name, each in ((source, origin), (target, found)):
             if each is None:
                 raise NotFoundError(f"Volume {name} is not on {self.name}.", "Was it deleted by hand?")
-        assert origin and found
+        assert origin
+        assert found
         if origin.volume.size != found.volume.size:
             raise ConflictError(
                 f"{source} has {origin.volume.size} bytes and {target} {found.volume.size}: "
@@ -237,7 +241,7 @@ class V7000:
             return True
         try:
             self._terminal.change(command("expandvdisksize", "-size", str(missing), "-unit", "b", name))
-        except Refused as refused:
+        except RefusedError as refused:
             if refused.code in codes.NO_EXTENTS:
                 raise
             raise ConflictError(
@@ -247,26 +251,34 @@ class V7000:
 
     def delete(self, name: str, *, wait: float) -> None:
         deadline = Deadline(wait)
+        self._settle(f"Volume {name} could not be deleted", lambda: self._delete(name, deadline))
 
-        def gone() -> bool | None:
-            (found,) = self._look(name)
-            return True if found is None else self._remove(found, wait=deadline.left)
-
-        self._settle(f"Volume {name} could not be deleted", gone)
-
-    def _remove(self, found: _Found, *, wait: float) -> bool | None:
-        """Delete a volume that is there: its FlashCopy maps first, never a mapped one."""
-        name = found.volume.name
-        hosts = self.mapped_hosts(name)
+    def _delete(self, name: str, deadline: Deadline) -> bool:
+        """Delete a volume if it is there: its FlashCopy maps first, never a mapped one."""
+        volumes, mappings, maps = self._terminal.ask(
+            _volumes(f"name={name}"), listing("lsvdiskhostmap", name), listing("lsvdiskfcmappings", name)
+        ).sections
+        if not _read_volumes(volumes):
+            return True
+        hosts = [row["host_name"] for row in rows(mappings)]
         if hosts:
             raise ConflictError(
                 f"Volume {name} is still mapped to {', '.join(hosts)} on {self.name}.",
                 "Detach it there first.",
             )
-        maps = self._maps_of(name) if found.flashcopy_maps else []
-        deadline = Deadline(wait)
+        numbers = [row["id"] for row in rows(maps)]
+        steps = [step for each in self._wait_for_readers(name, numbers, deadline) for step in removal(each)]
+        self._terminal.change(*steps, command("rmvdisk", name))
+        return True
+
+    def _wait_for_readers(self, name: str, numbers: Sequence[str], deadline: Deadline) -> list[FlashCopyMap]:
+        """Wait until no copy reads from the volume any more; return the maps that are left then."""
         interval = 0.1
-        while reading := [each for each in maps if each.source == name and each.reads_source]:
+        while True:
+            maps = self._maps(numbers)
+            reading = [each for each in maps if each.source == name and each.reads_source]
+            if not reading:
+                return maps
             bound = [each.target for each in reading if each.copy_rate == 0]
             if bound:
                 raise ConflictError(
@@ -281,10 +293,6 @@ class V7000:
                 )
             pause(min(interval, deadline.left))
             interval = min(interval * 1.5, 5.0)
-            maps = self._maps_of(name)
-        steps = [step for each in maps for step in removal(each)]
-        self._terminal.change(*steps, command("rmvdisk", name))
-        return True
 
     # mappings
 
@@ -313,7 +321,7 @@ class V7000:
             return self._map(name, host, is_shared=is_shared)
         complaint = answer.complaints[0] if answer.complaints else "no reason given"
         code, text = codes.find_code(complaint) or ("", complaint)
-        raise Refused(self.name, code, text, change)
+        raise RefusedError(self.name, code, text, change)
 
     def unmap(self, name: str, host: str) -> None:
         self._settle(f"Volume {name} could not be unmapped from {host}", lambda: self._unmap(name, host))
@@ -330,7 +338,7 @@ class V7000:
             return self._unmap(name, host)
         complaint = answer.complaints[0] if answer.complaints else "no reason given"
         code, text = codes.find_code(complaint) or ("", complaint)
-        raise Refused(self.name, code, text, change)
+        raise RefusedError(self.name, code, text, change)
 
     def _questions(self, name: str) -> list[str]:
         """What tells all about a mapping: LUNs, volume, and the targets if they are not known yet."""
@@ -356,7 +364,8 @@ class V7000:
         if not targets:
             self._facts.forget()
             raise ConfigurationError(
-                f"{self.name} has no iSCSI address that serves hosts.", "Configure its iSCSI ports (cfgportip)."
+                f"{self.name} has no iSCSI address that serves hosts.",
+                "Configure its iSCSI ports (cfgportip).",
             )
         volume = found.volume
         return Connection(name, volume.wwid, volume.size, int(mapping["SCSI_id"]), tuple(targets))
@@ -418,7 +427,8 @@ class V7000:
         for wanted in self.settings.words("MDISK_GROUP"):
             if wanted not in there:
                 raise ConfigurationError(
-                    f"MDISK_GROUP={wanted}: {self.name} has no such pool; it has {', '.join(there) or 'none'}.",
+                    f"MDISK_GROUP={wanted}: {self.name} has no such pool; it has "
+                    f"{', '.join(there) or 'none'}.",
                     "Change MDISK_GROUP of the datastore, or make the pool.",
                 )
         group = self.settings.text("IO_GROUP")
@@ -443,9 +453,7 @@ class V7000:
         (section,) = self._terminal.ask(listing("lsfcmap", name)).sections
         return read_map(section)
 
-    def _maps_of(self, name: str) -> list[FlashCopyMap]:
-        (section,) = self._terminal.ask(listing("lsvdiskfcmappings", name)).sections
-        numbers = [row["id"] for row in rows(section)]
+    def _maps(self, numbers: Sequence[str]) -> list[FlashCopyMap]:
         if not numbers:
             return []
         sections = self._terminal.ask(*(listing("lsfcmap", number) for number in numbers)).sections
@@ -461,7 +469,7 @@ class V7000:
         for _ in range(_STALE):
             try:
                 settled = attempt()
-            except Refused as refused:
+            except RefusedError as refused:
                 if refused.code in excused or refused.code not in _MOVED:
                     if refused.code in codes.NO_EXTENTS:
                         raise CapacityError(
@@ -517,7 +525,6 @@ def _read_volumes(section: Sequence[str]) -> list[_Found]:
                 is_online=row["status"] != "offline",
             ),
             row.get("IO_group_name", ""),
-            int(row.get("fc_map_count") or 0),
         )
         for row in rows(section)
     ]
@@ -530,7 +537,7 @@ def _login(settings: Settings, state: Path | None) -> Login:
         settings.integer("MGMT_PORT"),
         settings.text("MGMT_USER"),
         settings.secret("MGMT_PASSWORD"),
-        (Path(key).expanduser(),) if key else (),
+        Path(key).expanduser() if key else None,
         (settings.path("MGMT_KNOWN_HOSTS"),),
         settings.seconds("CONNECT_TIMEOUT"),
         settings.integer("ARRAY_SESSIONS"),

@@ -60,7 +60,7 @@ _FAMILIES: dict[str, tuple[type[SanstoneError], str]] = {
 }
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """The box refused a command line: its code, its words, and the line."""
 
     def __init__(self, box: str, code: str, text: str, line: str) -> None:

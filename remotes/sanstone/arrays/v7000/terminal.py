@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sanstone.arrays.v7000 import codes
-from sanstone.arrays.v7000.codes import Refused, find_code
+from sanstone.arrays.v7000.codes import RefusedError, find_code
 from sanstone.errors import ArrayError, BusyError, ConfigurationError, ConnectError
 from sanstone.transport.ssh import Reply, SSHSession
 from sanstone.transport.waiting import Deadline, pause
@@ -80,7 +80,7 @@ def detail(section: Sequence[str]) -> Row:
 
 
 class Terminal:
-    """Command lines on one box, each within ``timeout`` seconds, patient while the box has no session free."""
+    """Command lines on one box, each within ``timeout`` seconds, patient while no session is free."""
 
     def __init__(self, session: SSHSession, *, timeout: float) -> None:
         self.session = session
@@ -98,7 +98,7 @@ class Terminal:
     def change(self, *commands: str, then: Sequence[str] = ()) -> Answer:
         """Run changing commands up to the first refusal, then reading ones.
 
-        Raises: Refused.
+        Raises: RefusedError.
         """
         reading = [f"echo;{each}" for each in then]
         line = ";".join(["set -e", *commands, *reading])
@@ -114,7 +114,7 @@ class Terminal:
         reply = self._execute(";echo;".join([change, *reading]))
         return Answer(_sections(reply, len(reading) + 1, self.name), _lines(reply.stderr))
 
-    def _refused(self, reply: Reply, line: str) -> Refused | ArrayError:
+    def _refused(self, reply: Reply, line: str) -> RefusedError | ArrayError:
         found = find_code(reply.stderr) or find_code(reply.stdout)
         if found is None:
             return ArrayError(
@@ -122,7 +122,7 @@ class Terminal:
                 "See the box's event log.",
                 details=f"{line}\n{reply.stdout}{reply.stderr}",
             )
-        return Refused(self.name, *found, line)
+        return RefusedError(self.name, *found, line)
 
     def _execute(self, line: str) -> Reply:
         deadline = Deadline(self.timeout)
