@@ -21,6 +21,7 @@ __all__ = [
     "NotSupportedError",
     "RequestError",
     "SanstoneError",
+    "UnreachableError",
 ]
 
 
@@ -98,6 +99,10 @@ class ConnectError(SanstoneError):
 
     code = "SAN080"
     exit_code = 9
+
+
+class UnreachableError(ConnectError):
+    """No connection came about, so nothing was done."""
 
 
 class DeadlineError(SanstoneError):

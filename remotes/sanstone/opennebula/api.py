@@ -297,10 +297,14 @@ class _Transport(xmlrpc.client.Transport):
 
 
 class _Stream(io.RawIOBase):
-    """What a socket receives, each time waiting only as long as the whole call may still take."""
+    """What a socket receives, each time waiting only as long as the whole call may still take.
+
+    The connection closes its socket as soon as it has read that the server will close: the file keeps it open.
+    """
 
     def __init__(self, sock: socket.socket, end: float) -> None:
         self._sock = sock
+        self._file = sock.makefile("rb", buffering=0)
         self._end = end
 
     def makefile(self, _mode: str) -> io.BufferedReader:
@@ -311,7 +315,11 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         self._sock.settimeout(_left(self._end))
-        return self._sock.recv_into(buffer)
+        return self._file.readinto(buffer) or 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _left(end: float) -> float:

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 18
 _TICK = 0.2
 """How long an ended command's pipes may stay open: a background child (an ssh master, say) can hold them."""
+_TERM_WAIT = 1.5
+"""How long a command that is told to end may clean up after itself."""
 _KILL_WAIT = 2.0
 """How long a killed process may take to go; one in an uninterruptible wait on a dead disk never does."""
 
@@ -87,7 +89,7 @@ def run(
     """Run ``command`` on this machine, in a process group of its own that ends with it.
 
     ``upload`` is streamed to standard input behind ``stdin`` while both outputs are read; ``on_output`` gets
-    standard output as it comes. What it raises ends the command and is passed on, as is an error of ``upload``.
+    standard output as it comes. What it raises ends the command and is passed on, as is what ``upload`` does.
 
     Raises: HostError for a missing program or an unexpected exit code, DeadlineError when time is up.
     """
@@ -102,9 +104,7 @@ def run(
             start_new_session=True,
         )
     except FileNotFoundError as err:
-        raise HostError(
-            f"{name} is not installed on {command.where}.", "Install it and try again."
-        ) from err
+        raise HostError(f"{name} is not installed on {command.where}.", "Install it and try again.") from err
     except PermissionError as err:
         raise HostError(
             f"{name} may not be run on {command.where}.", "See who may execute it, and its directory."
@@ -131,7 +131,7 @@ def run(
 
 
 class _Feeder:
-    """Write standard input from a thread, so that neither a reader nor a source that stalls holds up the rest.
+    """Write standard input from a thread, so that a reader or a source that stalls holds up nothing else.
 
     The thread owns the pipe. It is left behind only when the source itself never returns from a read.
     """
@@ -164,7 +164,8 @@ class _Feeder:
     def _read(self, upload: IO[bytes]) -> bytes:
         try:
             return upload.read(_CHUNK)
-        except Exception as err:  # whatever a source can raise belongs to the caller, who waits in another thread
+        # Whatever a source can raise belongs to the caller, who waits in another thread.
+        except Exception as err:
             self.error = err
             return b""
 
@@ -184,7 +185,10 @@ def _drain(
     """Read both outputs until the process has ended; never wait past the deadline."""
     assert process.stdout is not None
     assert process.stderr is not None
-    collected: dict[int, bytearray] = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    collected: dict[int, bytearray] = {
+        process.stdout.fileno(): bytearray(),
+        process.stderr.fileno(): bytearray(),
+    }
     stdout, stderr = collected.values()
     ended: float | None = None
     with selectors.DefaultSelector() as selector:
@@ -196,7 +200,7 @@ def _drain(
             if not left:
                 raise _too_late(command)
             if feeder.error is not None:
-                break
+                return bytes(stdout), bytes(stderr)
             if process.poll() is not None and ended is None:
                 ended = time.monotonic()
             ready = selector.select(min(left, _TICK))
@@ -210,11 +214,10 @@ def _drain(
                     on_output(chunk)
             if ended is not None and not ready and time.monotonic() - ended >= _TICK:
                 break
-    if feeder.error is None:
-        try:
-            process.wait(_left(command, started))
-        except subprocess.TimeoutExpired as err:
-            raise _too_late(command) from err
+    try:
+        process.wait(_left(command, started))
+    except subprocess.TimeoutExpired as err:
+        raise _too_late(command) from err
     return bytes(stdout), bytes(stderr)
 
 
@@ -230,14 +233,17 @@ def _left(command: Command, started: float) -> float:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Leave no process behind, whichever way the run ended."""
-    if process.poll() is None:
+    """Leave no process behind, whichever way the run ended; let it clean up first."""
+    for signal_, patience in ((signal.SIGTERM, _TERM_WAIT), (signal.SIGKILL, _KILL_WAIT)):
+        if process.poll() is not None:
+            break
         # Not ours any more after sudo; then its closed pipes have to end it.
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        try:
-            process.wait(_KILL_WAIT)
-        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal_)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience)
+    else:
+        if process.poll() is None:
             log.warning("process %d (%s) does not go away", process.pid, process.args)
     for stream in (process.stdout, process.stderr):
         if stream is not None:

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a request to the function that carries it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sanstone.actions import datastore, tm
+from sanstone.actions.site import Site
+from sanstone.errors import NotSupportedError
+from sanstone.opennebula import messages
+
+__all__ = ["perform"]
+
+_ACTIONS: dict[type, Callable[[Any, Site], str]] = {
+    messages.Stat: datastore.stat,
+    messages.Cp: datastore.cp,
+    messages.Mkfs: datastore.mkfs,
+    messages.CloneImage: datastore.clone,
+    messages.Rm: datastore.rm,
+    messages.MonitorDatastore: datastore.monitor,
+    messages.Ln: tm.ln,
+    messages.Clone: tm.clone,
+    messages.Move: tm.mv,
+    messages.MoveToDatastore: tm.mvds,
+    messages.CopyToDatastore: tm.cpds,
+    messages.Delete: tm.delete,
+    messages.MakeImage: tm.mkimage,
+    messages.MakeSwap: tm.mkswap,
+    messages.Context: tm.context,
+    messages.MonitorSystem: tm.monitor,
+}
+
+
+def perform(request: messages.Request, site: Site) -> str:
+    """Carry out a request; return what oned reads from standard output.
+
+    Raises: any SanstoneError; NotSupportedError for an action that is not there yet.
+    """
+    action = _ACTIONS.get(type(request))
+    if action is None:
+        name = type(request).__name__
+        raise NotSupportedError(
+            f"{name} is not supported yet.",
+            "It comes with a later version; see the status table in README.md.",
+        )
+    return action(request, site)

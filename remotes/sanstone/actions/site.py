@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an action runs: the front-end with its configuration, OpenNebula, arrays and hosts."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sanstone.arrays import Array, open_array
+from sanstone.hosts.client import Host
+from sanstone.opennebula.api import OpenNebula
+from sanstone.opennebula.documents import DatastoreDocument, ImageDocument
+from sanstone.settings import COMMON, ConfigFile, Settings, refuse_unsupported, resolve
+from sanstone.store.ledger import Ledger
+
+__all__ = ["Site"]
+
+log = logging.getLogger(__name__)
+
+_LOCK_SECONDS = 600.0
+
+
+class Site:
+    """The front-end for the length of one action.
+
+    Arrays and hosts are opened at their first use and closed with the site.
+    """
+
+    def __init__(self, config: ConfigFile, opennebula: OpenNebula | None = None) -> None:
+        self.config = config
+        self.common = resolve(COMMON, config, datastore={})
+        self.opennebula = opennebula or OpenNebula()
+        self.state: Path = self.common.path("STATE_DIR")
+        self.ledger = Ledger(self.state)
+        self._arrays: list[Array] = []
+        self._hosts: dict[str, Host] = {}
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for array in self._arrays:
+            array.close()
+
+    def settings(self, datastore: DatastoreDocument, image: ImageDocument | None = None) -> Settings:
+        """Resolve and check the attributes of a datastore (and an image in it).
+
+        Raises: ConfigurationError, NotSupportedError for what the driver cannot do yet.
+        """
+        driver = datastore.ds_mad if datastore.ds_mad not in ("", "-") else datastore.tm_mad
+        named = {**datastore.template, "NAME": datastore.name, "ID": str(datastore.id)}
+        settings = resolve(driver, self.config, datastore=named, image=image.template if image else None)
+        for warning in settings.warnings:
+            log.warning("%s", warning)
+        refuse_unsupported(settings)
+        return settings
+
+    def array(self, settings: Settings) -> Array:
+        array = open_array(settings.driver, settings, state=self.state)
+        self._arrays.append(array)
+        return array
+
+    def host(self, name: str) -> Host:
+        """A host by the name that OpenNebula has for it; the front-end itself needs no ssh."""
+        if name not in self._hosts:
+            self._hosts[name] = Host(
+                name,
+                ssh_options=self.common.words("SSH_OPTIONS"),
+                is_local=self.is_frontend(name),
+                connect_timeout=self.common.seconds("CONNECT_TIMEOUT"),
+            )
+        return self._hosts[name]
+
+    @property
+    def frontend(self) -> Host:
+        return self.host(self.frontend_name)
+
+    @property
+    def frontend_name(self) -> str:
+        return self.common.text("FRONTEND") or socket.gethostname()
+
+    def is_frontend(self, name: str) -> bool:
+        """Tell whether ``name`` is this machine: there oned keeps the disks of undeployed VMs."""
+        own = {self.frontend_name, socket.gethostname(), socket.getfqdn(), "localhost"}
+        return name in own
+
+    def bridges(self, settings: Settings, turn: int) -> list[str]:
+        """List the hosts that may prepare disks, beginning with the one whose ``turn`` it is."""
+        names = list(settings.words("BRIDGE_LIST")) or [self.frontend_name]
+        turn %= len(names)
+        return names[turn:] + names[:turn]
+
+    def round_trips(self) -> dict[str, int]:
+        """Count what went to hosts so far."""
+        return {name: host.round_trips for name, host in self._hosts.items()}
+
+    @contextmanager
+    def volume(self, array: Array, name: str) -> Iterator[None]:
+        """Hold one volume for the length of an action."""
+        with self.ledger.lock(array.name, name, seconds=_LOCK_SECONDS):
+            yield

@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to disks: the transfer manager's actions.
+
+oned repeats a whole script file after a failure, so every action brings about a state. A disk of a VM that
+is not deployed is "on" the front-end: there it has a volume and no device.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from sanstone.actions import volumes
+from sanstone.actions.datastore import Origin, copy_between
+from sanstone.actions.disks import DiskVolume, disk_volume, is_system, is_volatile_block
+from sanstone.actions.site import Site
+from sanstone.arrays import Array, NewVolume
+from sanstone.errors import ConfigurationError, ConflictError, NotFoundError, NotSupportedError, SanstoneError
+from sanstone.hosts.ops import (
+    Attached,
+    LinkState,
+    MakeFilesystem,
+    MakeImageFile,
+    MovePath,
+    PutFile,
+    ReadLink,
+    RemovePath,
+)
+from sanstone.model import MIB, Capacity, Connection
+from sanstone.names import read_name, volatile_volume, volume_of_source
+from sanstone.opennebula import answers
+from sanstone.opennebula.documents import Disk, VmDocument
+from sanstone.opennebula.messages import (
+    Clone,
+    Context,
+    CopyToDatastore,
+    Delete,
+    DiskPath,
+    Ln,
+    MakeImage,
+    MakeSwap,
+    MonitorSystem,
+    Move,
+    MoveToDatastore,
+)
+from sanstone.settings import Settings
+from sanstone.transport.command import Command, run
+
+__all__ = ["clone", "context", "cpds", "delete", "ln", "mkimage", "mkswap", "monitor", "mv", "mvds"]
+
+log = logging.getLogger(__name__)
+
+_FILE_SECONDS = 600.0
+_ISO_TOOLS = ("mkisofs", "genisoimage", "xorrisofs")
+
+
+def ln(request: Ln, site: Site) -> str:
+    """Attach the volume of a persistent image or a CD-ROM to the host and link the disk to it."""
+    settings = site.settings(site.opennebula.datastore(request.datastore_id))
+    array = site.array(settings)
+    name = volume_of_source(request.source)
+    with site.volume(array, name):
+        _bring(site, settings, array, name, request.disk, request.vm_id)
+    return ""
+
+
+def clone(request: Clone, site: Site) -> str:
+    """Make a volume of its own for a disk of a non-persistent image, and attach it."""
+    settings = site.settings(site.opennebula.datastore(request.datastore_id))
+    array = site.array(settings)
+    source = volume_of_source(request.source)
+    vm = site.opennebula.vm(request.vm_id)
+    disk = _disk(vm, request.disk)
+    name = disk_volume(vm, disk).name
+    host = request.disk.host
+    with site.volume(array, name):
+        new = NewVolume(name, source=source, is_linked=settings.flag("SNAPSHOT"))
+        size = (disk.size_mib or 0) * MIB
+        if disk.size_mib is not None and disk.original_size_mib not in (None, disk.size_mib):
+            connection = _make_larger(site, settings, array, new, size, host)
+        else:
+            made = volumes.make(site, array, new, host=host)
+            volumes.complete(site, array, name)
+            assert made.connection is not None
+            connection = made.connection
+        _attach(site, settings, array, connection, request.disk)
+    return ""
+
+
+def _make_larger(
+    site: Site, settings: Settings, array: Array, new: NewVolume, size: int, host: str
+) -> Connection:
+    """Make a disk that is larger than its image: expand the copy, or, if the box cannot, copy by the host."""
+    assert new.source is not None
+    made = volumes.make(site, array, new)
+    try:
+        array.resize(new.name, size)
+    except ConflictError as err:
+        log.info("%s; the host copies instead", err.message)
+        array.delete(new.name, wait=settings.seconds("DELETE_WAIT"))
+        site.ledger.forget(array.name, new.name)
+        origin = Origin(array, settings, new.source)
+        copy_between(origin, site, settings, array, NewVolume(new.name, size), host)
+    except SanstoneError:
+        if not made.is_complete:
+            volumes.delete(site, settings, array, new.name)
+        raise
+    volumes.complete(site, array, new.name)
+    return array.map(new.name, host)
+
+
+def mv(request: Move, site: Site) -> str:
+    """Move a disk, or the VM's directory, between hosts or to and from the front-end."""
+    source, target = request.source, request.target
+    if request.is_directory or source.disk_id is None:
+        return _move_file(site, source, target)
+    datastore = site.opennebula.datastore(request.datastore_id)
+    if is_system(datastore) and not is_volatile_block(datastore):
+        return _move_file(site, source, target)
+    settings = site.settings(datastore)
+    array = site.array(settings)
+    vm = site.opennebula.vm(request.vm_id)
+    name = _existing_name(site, array, disk_volume(vm, _disk(vm, target)))
+    with site.volume(array, name):
+        if source.host == target.host and not site.is_frontend(source.host):
+            _bring(site, settings, array, name, target, request.vm_id)
+            if source.path != target.path:
+                site.host(source.host).run([RemovePath(source.path)], deadline=_FILE_SECONDS)
+            return ""
+        if not site.is_frontend(source.host):
+            _take(site, settings, array, name, source)
+        if not site.is_frontend(target.host):
+            _bring(site, settings, array, name, target, request.vm_id)
+    return ""
+
+
+def mvds(request: MoveToDatastore, site: Site) -> str:
+    """Detach a persistent disk: its volume goes back to being an image."""
+    settings = site.settings(site.opennebula.datastore(request.datastore_id))
+    array = site.array(settings)
+    name = volume_of_source(request.source)
+    with site.volume(array, name):
+        _take(site, settings, array, name, request.disk)
+    return ""
+
+
+def cpds(request: CopyToDatastore, site: Site) -> str:
+    """Save a disk as an image, whose empty volume mkfs has made."""
+    if request.snapshot_id is not None:
+        raise NotSupportedError(
+            "Saving a disk snapshot as an image is not supported yet.", "Save the disk itself."
+        )
+    vm = site.opennebula.vm(request.vm_id)
+    disk = _disk(vm, request.disk)
+    settings = site.settings(site.opennebula.datastore(request.datastore_id))
+    array = site.array(settings)
+    source = _existing_name(site, array, disk_volume(vm, disk))
+    target = volume_of_source(request.source)
+    with site.volume(array, target):
+        try:
+            array.copy(source, target)
+        except ConflictError as err:
+            log.info("%s; the host copies instead", err.message)
+            _copy_by_host(site, settings, array, source, target, request.disk.host)
+    return ""
+
+
+def _copy_by_host(site: Site, settings: Settings, array: Array, source: str, target: str, host: str) -> None:
+    volume, there = array.find(source, target)
+    if volume is None or there is None:
+        raise NotFoundError(f"Volume {source if volume is None else target} is not on {array.name}.")
+    place = site.bridges(settings, 0)[0] if site.is_frontend(host) else host
+    wwid = None if site.is_frontend(host) else volume.wwid
+    origin = Origin(array, settings, source, wwid)
+    site.ledger.made(site.ledger.begin(array.name, target), there.wwid)
+    copy_between(origin, site, settings, array, NewVolume(target, there.size), place)
+
+
+def delete(request: Delete, site: Site) -> str:
+    """Remove a disk: detach it, and delete its volume when it was made for this VM.
+
+    ``recover --delete`` calls this for persistent disks too: an image's volume is only detached.
+    """
+    path = request.disk
+    if request.is_directory or path.disk_id is None:
+        return _remove_file(site, path)
+    datastore = site.opennebula.datastore(request.datastore_id)
+    if is_system(datastore) and not is_volatile_block(datastore):
+        return _remove_file(site, path)
+    settings = site.settings(datastore)
+    array = site.array(settings)
+    vm = site.opennebula.vm(request.vm_id)
+    disk = vm.disk(path.disk_id)
+    wanted = disk_volume(vm, disk) if disk else _linked_volume(site, array, path)
+    found = wanted.find(array)
+    if found is None:
+        log.info("no volume of disk %d of VM %d is on %s", path.disk_id, vm.id, array.name)
+        return _remove_file(site, path)
+    name = found.name
+    with site.volume(array, name):
+        is_ours = wanted.is_own and _was_made_for(site, array, name, found.wwid, path)
+        _take(site, settings, array, name, path, wwid=found.wwid)
+        if is_ours:
+            volumes.delete(site, settings, array, name)
+        elif wanted.is_own:
+            log.warning("%s on %s is left alone: it is not known to be ours", name, array.name)
+    return ""
+
+
+def mkimage(request: MakeImage, site: Site) -> str:
+    """Make a volatile disk: a file, or a volume where the system datastore says DISK_TYPE=BLOCK."""
+    return _make_volatile(
+        site, request.disk, request.vm_id, request.datastore_id, request.size_mib, request.format
+    )
+
+
+def mkswap(request: MakeSwap, site: Site) -> str:
+    """Make a volatile swap disk."""
+    return _make_volatile(site, request.disk, request.vm_id, request.datastore_id, request.size_mib, "swap")
+
+
+def _make_volatile(
+    site: Site, disk: DiskPath, vm_id: int, datastore_id: int, size_mib: int, kind: str
+) -> str:
+    datastore = site.opennebula.datastore(datastore_id)
+    if not is_volatile_block(datastore):
+        is_swap = kind == "swap"
+        make = MakeImageFile(
+            disk.path, size_mib * MIB, "raw" if is_swap else (kind or "raw"), "swap" if is_swap else ""
+        )
+        site.host(disk.host).run([make], deadline=_FILE_SECONDS)
+        return ""
+    settings = site.settings(datastore)
+    array = site.array(settings)
+    name = volatile_volume(vm_id, disk.disk_id or 0)
+    with site.volume(array, name):
+        made = volumes.make(site, array, NewVolume(name, size_mib * MIB), host=disk.host)
+        volumes.complete(site, array, name)
+        assert made.connection is not None
+        _attach(site, settings, array, made.connection, disk, swap=kind == "swap" and not made.is_complete)
+    return ""
+
+
+def context(request: Context, site: Site) -> str:
+    """Make the context CD-ROM from its files and put it beside the VM's disks."""
+    tool = next((name for name in _ISO_TOOLS if shutil.which(name)), None)
+    if tool is None:
+        raise ConfigurationError(
+            f"The front-end has none of {', '.join(_ISO_TOOLS)}.", "Install genisoimage or xorriso."
+        )
+    with tempfile.TemporaryDirectory(prefix="sanstone-context-") as folder:
+        contents = Path(folder, "contents")
+        contents.mkdir()
+        for file in request.files:
+            source = Path(file)
+            try:
+                if source.is_dir():
+                    shutil.copytree(source, contents / source.name)
+                else:
+                    shutil.copyfile(source, contents / source.name)
+            except OSError as err:
+                raise NotFoundError(f"The context file {file!r} cannot be read: {err.strerror}.") from err
+        image = Path(folder, "context.iso")
+        run(
+            Command.of(
+                [tool, "-quiet", "-o", str(image), "-V", "CONTEXT", "-J", "-R", str(contents)],
+                deadline=_FILE_SECONDS,
+            )
+        )
+        with image.open("rb") as upload:
+            put = PutFile(request.disk.path, image.stat().st_size)
+            site.host(request.disk.host).run([put], deadline=_FILE_SECONDS, upload=upload)
+    return ""
+
+
+def monitor(request: MonitorSystem, site: Site) -> str:
+    """Tell the room in the shared directory of a system datastore, as the front-end sees it."""
+    folder = Path(request.location, str(request.datastore.id))
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    found = os.statvfs(folder)
+    total = found.f_blocks * found.f_frsize
+    free = found.f_bavail * found.f_frsize
+    return answers.monitor(Capacity(total, total - found.f_bfree * found.f_frsize, free))
+
+
+def _bring(site: Site, settings: Settings, array: Array, name: str, disk: DiskPath, vm_id: int) -> None:
+    """Map a volume to the disk's host and attach it; only a CD-ROM may be on several hosts."""
+    try:
+        connection = array.map(name, disk.host)
+    except ConflictError:
+        vm = site.opennebula.vm(vm_id)
+        if not _disk(vm, disk).is_cdrom:
+            raise
+        connection = array.map(name, disk.host, is_shared=True)
+    _attach(site, settings, array, connection, disk)
+
+
+def _attach(
+    site: Site,
+    settings: Settings,
+    array: Array,
+    connection: Connection,
+    disk: DiskPath,
+    *,
+    swap: bool = False,
+) -> None:
+    """Attach and link; when the host cannot, it lets go of what it has, and then the array."""
+    host = site.host(disk.host)
+    bring = volumes.attach_operation(site, settings, connection, disk.host, disk.path)
+    work = [MakeFilesystem(connection.wwid, "swap")] if swap else []
+    try:
+        results = host.run([bring, *work], deadline=settings.seconds("ATTACH_TIMEOUT"))
+    except SanstoneError:
+        try:
+            volumes.detach(
+                site, settings, array, connection.volume, connection.wwid, disk.host, link=disk.path
+            )
+        except SanstoneError as left:
+            log.error("%s stays mapped to %s: %s", connection.volume, disk.host, left)
+        raise
+    assert isinstance(results[0], Attached)
+    volumes.certify(connection, disk.host, results[0])
+
+
+def _take(
+    site: Site, settings: Settings, array: Array, name: str, disk: DiskPath, *, wwid: str | None = None
+) -> None:
+    """Detach a disk from its host and unmap it; a volume that another VM uses there too stays."""
+    if wwid is None:
+        entry = site.ledger.find(array.name, name)
+        wwid = entry.wwid if entry else None
+    if wwid is None:
+        (volume,) = array.find(name)
+        if volume is None:
+            _remove_file(site, disk)
+            return
+        wwid = volume.wwid
+    if site.is_frontend(disk.host):
+        _remove_file(site, disk)
+        return
+    if _is_used_by_others(site, name, disk):
+        log.info("%s stays on %s, where other VMs use it", name, disk.host)
+        _remove_file(site, disk)
+        return
+    volumes.detach(site, settings, array, name, wwid, disk.host, link=disk.path)
+
+
+def _is_used_by_others(site: Site, name: str, disk: DiskPath) -> bool:
+    """Tell whether another VM on that host has the same image, which only a CD-ROM allows."""
+    what = read_name(name)
+    if what is None or what.image is None or what.vm is not None:
+        return False
+    image = site.opennebula.image(what.image)
+    others = [vm for vm in image.vm_ids if vm != disk.vm_id]
+    return any(site.opennebula.vm(vm).host == disk.host for vm in others)
+
+
+def _linked_volume(site: Site, array: Array, path: DiskPath) -> DiskVolume:
+    """Work out which volume a disk was that OpenNebula has forgotten: its link on the host still says so."""
+    (state,) = site.host(path.host).run([ReadLink(path.path)], deadline=_FILE_SECONDS)
+    wwid = state.wwid if isinstance(state, LinkState) else None
+    volume = array.find_wwid(wwid) if wwid else None
+    what = read_name(volume.name) if volume else None
+    if volume is None or what is None:
+        return DiskVolume((), is_own=False)
+    return DiskVolume((volume.name,), is_own=(what.vm, what.disk) == (path.vm_id, path.disk_id))
+
+
+def _was_made_for(site: Site, array: Array, name: str, wwid: str, disk: DiskPath) -> bool:
+    """Tell whether a clone is ours: the ledger has it, or the disk on the host links to it."""
+    entry = site.ledger.find(array.name, name)
+    if entry is not None:
+        return entry.covers(wwid)
+    (state,) = site.host(disk.host).run([ReadLink(disk.path)], deadline=_FILE_SECONDS)
+    return isinstance(state, LinkState) and state.wwid == wwid
+
+
+def _existing_name(site: Site, array: Array, wanted: DiskVolume) -> str:
+    """Find under which of its possible names a disk's volume is there."""
+    if len(wanted.names) == 1:
+        return wanted.name
+    if site.ledger.find(array.name, wanted.name) is not None:
+        return wanted.name
+    found = wanted.find(array)
+    if found is None:
+        raise NotFoundError(
+            f"No volume {' or '.join(wanted.names)} is on {array.name}.", "Was it deleted by hand?"
+        )
+    return found.name
+
+
+def _disk(vm: VmDocument, path: DiskPath) -> Disk:
+    disk = vm.disk(path.disk_id) if path.disk_id is not None else None
+    if disk is None:
+        raise NotFoundError(f"VM {vm.id} has no disk {path.disk_id}.", "Run the action again.")
+    return disk
+
+
+def _move_file(site: Site, source: DiskPath, target: DiskPath) -> str:
+    """Move a file or directory of a shared system datastore: all hosts see the same one."""
+    if source.path != target.path:
+        place = source.host if site.is_frontend(target.host) else target.host
+        site.host(place).run([MovePath(source.path, target.path)], deadline=_FILE_SECONDS)
+    return ""
+
+
+def _remove_file(site: Site, path: DiskPath) -> str:
+    site.host(path.host).run([RemovePath(path.path)], deadline=_FILE_SECONDS)
+    return ""
