@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demonstration does, from the administrator's template to the last deleted volume."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyone
+
+from lab.demo.guest import EmulatingHypervisor
+from lab.demo.screen import Screen, size
+from lab.prepare import PrepareError, default_image
+from lab.scene import MIB, Scene
+
+__all__ = ["Story", "StoryError"]
+
+_CHUNK = 1 << 20
+_SECONDS = 300.0
+_BOOT_SECONDS = 90.0
+_DATABLOCK_MIB = 64
+_PATTERN = 4 * MIB
+
+
+class StoryError(Exception):
+    """Something did not go as it should; the text is for the person who watches."""
+
+
+class Story:
+    """The demonstration's lab and steps; a context manager that stops what it started."""
+
+    def __init__(self, screen: Screen, folder: Path, *, image: str | None) -> None:
+        self.screen = screen
+        self.folder = folder
+        self.image = image
+        self.rows: list[tuple[str, ...]] = []
+        self._stack = ExitStack()
+        self.hypervisor = EmulatingHypervisor(folder / "guests")
+
+    def __enter__(self) -> Story:
+        try:
+            self._set_the_scene()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _set_the_scene(self) -> None:
+        self.screen.heading("A cloud with a SAN, on this machine")
+        if self.image is None:
+            try:
+                self.image = str(default_image())
+            except PrepareError as err:
+                raise StoryError(str(err)) from err
+        elif "://" not in self.image:
+            self.image = str(Path(self.image).expanduser().resolve())
+        with self.screen.step("start it"):
+            self._stack.callback(self.hypervisor.stop)
+            scene = Scene(self.folder, hypervisor=self.hypervisor, say=self.screen.line)
+            self.scene = self._stack.enter_context(scene)
+            self.one = pyone.OneServer(self.scene.oned.endpoint, session=self.scene.oned.session)
+
+    def tell(self) -> None:
+        """Go through the whole life of an image and a VM."""
+        started = time.monotonic()
+        self.screen.heading("Datastores, from templates as an administrator writes them")
+        datastore, system = self._register()
+        self.screen.heading("Images")
+        boot = self._import(datastore)
+        data = self._make_datablock(datastore)
+        self.screen.heading("A virtual machine with three disks on node1")
+        vm = self._deploy(boot, data, system)
+        pattern = self._write_through(vm)
+        self.screen.heading("The end of it all")
+        self._terminate(vm, data, pattern)
+        self._delete(boot, data)
+        self.screen.heading("What it took")
+        self.screen.table(("", "seconds", "array logins", "array commands", "host round trips"), self.rows)
+        self.screen.line()
+        self.screen.line(f"all of it in {time.monotonic() - started:.0f} s, and nothing was left behind")
+
+    def invite(self) -> None:
+        """Say how to look around."""
+        box, key = self.scene.box, self.scene.key
+        known = self.folder / "known_hosts"
+        self.screen.heading("The lab stays up until Ctrl-C")
+        self.screen.line(f"the array   ssh -i {key} -o UserKnownHostsFile={known} -p {box.ssh_port} "
+                         f"oneadmin@{box.ssh_host} lsvdisk")  # fmt: skip
+        self.screen.line(f"a host      ssh -F {self.folder / 'ssh_config'} node1 iscsiadm -m session")
+        self.screen.line(f"OpenNebula  {self.scene.oned.endpoint} as {self.scene.oned.session}")
+
+    # the steps
+
+    def _register(self) -> tuple[int, int]:
+        template = self.scene.datastore_template()
+        for line in template.splitlines():
+            self.screen.line(line)
+        with self._measured("register the datastore"):
+            datastore = int(self.one.datastore.allocate(template, -1))
+            system = int(self.one.datastore.allocate(self.scene.system_template(), -1))
+            self.scene.oned.monitor_datastore(datastore)
+            seen = self.one.datastore.info(datastore)
+        if not int(seen.TOTAL_MB):
+            raise StoryError(f"the datastore was not monitored: {self._last_error()}")
+        total, free = int(seen.TOTAL_MB) * MIB, int(seen.FREE_MB) * MIB
+        self.screen.line(
+            f"datastore {datastore}: {size(total)} on {self.scene.box.ssh_host}, {size(free)} free"
+        )
+        return datastore, system
+
+    def _import(self, datastore: int) -> int:
+        assert self.image is not None
+        self.screen.line(self.image)
+        template = f'NAME = "boot disk"\nTYPE = "OS"\nPATH = "{self.image}"\n'
+        image = -1
+
+        def progress() -> str:
+            path = self.scene.box.volume_path(f"one-{image}")
+            return f"{size(path.stat().st_blocks * 512)} on the array" if path.exists() else ""
+
+        with self._measured("import it to a volume of the array", progress):
+            image = int(self._call(self.one.image.allocate, template, datastore))
+            seen = self._wait_for_image(image)
+        volume = self.scene.box.volume_path(f"one-{image}")
+        with self.screen.step("compare the bytes that went in with those on the array"):
+            expected, length = self._hash_of_image()
+            found = digest(volume, length)
+        if expected != found:
+            raise StoryError(f"the volume has other bytes than the image: {found}, not {expected}")
+        self.screen.line(f"sha256 {found[:32]}…  of {size(length)}, the same on both sides")
+        self.screen.line(
+            f"{size(volume.stat().st_size)} as a disk, {size(volume.stat().st_blocks * 512)} of it written"
+        )
+        self.screen.line(f"SOURCE {seen.SOURCE}")
+        return image
+
+    def _make_datablock(self, datastore: int) -> int:
+        template = (
+            f'NAME = "data"\nTYPE = "DATABLOCK"\nSIZE = "{_DATABLOCK_MIB}"\nFS = "ext4"\nPERSISTENT = "YES"\n'
+        )
+        with self._measured(f"make an empty datablock of {_DATABLOCK_MIB} MiB with ext4"):
+            image = int(self._call(self.one.image.allocate, template, datastore))
+            self._wait_for_image(image)
+        kind = output_of(
+            ["blkid", "-p", "-o", "value", "-s", "TYPE", str(self.scene.box.volume_path(f"one-{image}"))]
+        )
+        if kind != "ext4":
+            raise StoryError(f"the volume has no ext4 file system but {kind or 'nothing'}")
+        self.screen.line("blkid finds ext4 on the volume")
+        return image
+
+    def _deploy(self, boot: int, data: int, system: int) -> int:
+        template = (
+            'NAME = "guest"\nCPU = "1"\nMEMORY = "256"\n'
+            f'DISK = [ IMAGE_ID = "{boot}" ]\nDISK = [ IMAGE_ID = "{data}" ]\n'
+            'CONTEXT = [ GREETING = "hello from the array" ]\n'
+        )
+        with self._measured("deploy: a snapshot of the boot disk, the datablock itself, the context"):
+            vm = int(self._call(self.one.vm.allocate, template, True))
+            host = next(each.ID for each in self.one.hostpool.info().HOST if each.NAME == "node1")
+            self._call(self.one.vm.deploy, vm, host, False, system)
+            self._wait_for_vm(vm, "RUNNING")
+        self._show_disks(vm)
+        if not self.hypervisor.is_there:
+            self.screen.line("no QEMU here: the guest is not booted")
+            return vm
+        with self.screen.step("boot the guest from the linked disk, in software emulation"):
+            said = self.hypervisor.wait_for_console(vm, first_words, _BOOT_SECONDS)
+        if said is None:
+            if self.image == str(default_image()):
+                raise StoryError(f"the guest did not boot:\n{self.hypervisor.console(vm)[-800:]}")
+            said = "nothing on its serial console; is it made for one?"
+        self.screen.line(f"its console says: {said}")
+        return vm
+
+    def _show_disks(self, vm: int) -> None:
+        folder = next(self.folder.glob(f"datastores/*/{vm}"))
+        mapped, _, _ = self.scene.box.run("lshostvdiskmap -nohdr -delim : node1")
+        uids = {fields[5].lower(): fields for line in mapped.splitlines() if (fields := line.split(":"))}
+        for disk in sorted(folder.glob("disk.*")):
+            if not disk.is_symlink():
+                self.screen.line(f"{disk.name}  a file of {size(disk.stat().st_size)}")
+                continue
+            wwid = disk.readlink().name
+            fields = uids.get(wwid[1:], [""] * 6)
+            self.screen.line(f"{disk.name}  {wwid}  is {fields[4]}, LUN {fields[2]}")
+
+    def _write_through(self, vm: int) -> str:
+        """Write random bytes through the persistent disk's link, as a guest would."""
+        link = next(self.folder.glob(f"datastores/*/{vm}/disk.1"))
+        content = os.urandom(_PATTERN)
+        text = f"write {size(_PATTERN)} through the persistent disk"
+        with self.screen.step(text), link.open("r+b") as device:
+            device.seek(16 * MIB)
+            device.write(content)
+            device.flush()
+            os.fsync(device.fileno())
+        return hashlib.sha256(content).hexdigest()
+
+    def _terminate(self, vm: int, data: int, pattern: str) -> None:
+        with self._measured("terminate: disks detached, the snapshot deleted"):
+            self._call(self.one.vm.action, "terminate-hard", vm)
+            self._wait_for_vm(vm, "DONE")
+        mapped, _, _ = self.scene.box.run("lshostvdiskmap -nohdr -delim :")
+        if mapped.strip():
+            raise StoryError(f"volumes are still mapped:\n{mapped}")
+        with self.scene.box.volume_path(f"one-{data}").open("rb") as volume:
+            volume.seek(16 * MIB)
+            found = hashlib.sha256(volume.read(_PATTERN)).hexdigest()
+        if found != pattern:
+            raise StoryError("what was written through the disk is not on the volume")
+        self.screen.line(f"sha256 {found[:32]}…  of what was written, the same on the array")
+
+    def _delete(self, *images: int) -> None:
+        with self._measured("delete both images"):
+            for image in images:
+                self._call(self.one.image.delete, image)
+            for image in images:
+                self._wait_for_image(image, gone=True)
+        left = self.scene.leftovers()
+        if left:
+            raise StoryError("left behind: " + "; ".join(left))
+        stdout, _, _ = self.scene.box.run("lsvdisk")
+        self.screen.line("the array's own listing, lsvdisk:")
+        for line in stdout.splitlines() or ["(nothing)"]:
+            self.screen.line(f"  {line[:90]}")
+        self.screen.line("no volume, no FlashCopy map, no mapping; no device, path or map on the hosts")
+
+    # what the steps use
+
+    def _measured(self, text: str, progress: Callable[[], str] | None = None) -> _Measured:
+        return _Measured(self, text, progress)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Array logins, array commands and host connections so far."""
+        journal = self.scene.box.journal
+        return journal.connections, len(journal.commands), sum(h.ssh_connections for h in self.scene.hosts.values())
+
+    def _wait_for_image(self, image: int, *, gone: bool = False) -> Any:
+        end = time.monotonic() + _SECONDS
+        while time.monotonic() < end:
+            try:
+                seen = self.one.image.info(image)
+            except pyone.OneNoExistsException:
+                if gone:
+                    return None
+                raise
+            state = int(seen.STATE)
+            if state == 5:
+                raise StoryError(f"image {image} failed: {seen.TEMPLATE.get('ERROR')}\n{self._last_error()}")
+            if state == 1 and not gone:
+                return seen
+            time.sleep(0.05)
+        raise StoryError(f"image {image} did not get ready within {_SECONDS:.0f} s")
+
+    def _wait_for_vm(self, vm: int, wanted: str) -> None:
+        end = time.monotonic() + _SECONDS
+        while time.monotonic() < end:
+            seen = self.one.vm.info(vm)
+            state, lcm = int(seen.STATE), int(seen.LCM_STATE)
+            if (wanted == "RUNNING" and (state, lcm) == (3, 3)) or (wanted == "DONE" and state == 6):
+                return
+            if lcm in _FAILURES:
+                raise StoryError(f"VM {vm} failed: {seen.USER_TEMPLATE.get('ERROR')}\n{self._last_error()}")
+            time.sleep(0.05)
+        raise StoryError(f"VM {vm} was not {wanted} within {_SECONDS:.0f} s")
+
+    def _last_error(self) -> str:
+        failed = [call for call in self.scene.oned.calls if call.rc]
+        return failed[-1].stderr if failed else "no driver call failed"
+
+    def _call(self, method: Callable[..., Any], *args: object) -> Any:
+        try:
+            return method(*args)
+        except pyone.OneException as err:
+            raise StoryError(f"OpenNebula refused: {err}\n{self._last_error()}") from err
+
+    def _hash_of_image(self) -> tuple[str, int]:
+        """Hash what the image holds as a disk; a URL is read by the stand-in's own copy of it."""
+        assert self.image is not None
+        raw = self.folder / "compare.raw"
+        source = self.image
+        if "://" in source:
+            fetched = self.folder / "compare.image"
+            output_of(["curl", "-sSfL", "-o", str(fetched), "--", source])
+            source = str(fetched)
+        output_of(["qemu-img", "convert", "-O", "raw", "--", source, str(raw)])
+        length = raw.stat().st_size
+        try:
+            return digest(raw, length), length
+        finally:
+            raw.unlink()
+
+
+_FAILURES = {36, 37, 38, 39, 40, 41, 42, 44, 46, 47, 48, 49, 50, 61}
+
+
+class _Measured:
+    """A step whose cost goes into the table."""
+
+    def __init__(self, story: Story, text: str, progress: Callable[[], str] | None) -> None:
+        self._story = story
+        self._text = text
+        self._step = story.screen.step(text, progress)
+
+    def __enter__(self) -> None:
+        self._before = self._story.counts()
+        self._started = time.monotonic()
+        self._step.__enter__()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._step.__exit__(kind, value, trace)
+        if kind is None:
+            spent = [after - before for after, before in zip(self._story.counts(), self._before, strict=True)]
+            seconds = time.monotonic() - self._started
+            self._story.rows.append((self._text, f"{seconds:.1f}", *map(str, spent)))
+
+
+def digest(path: Path, length: int) -> str:
+    """Hash the first ``length`` bytes of a file."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while length > 0 and (chunk := file.read(min(_CHUNK, length))):
+            found.update(chunk)
+            length -= len(chunk)
+    return found.hexdigest()
+
+
+def first_words(console: str) -> str | None:
+    """Find the line by which the guest's boot loader or kernel introduces itself."""
+    for line in console.splitlines():
+        if any(word in line for word in ("GNU GRUB", "Linux version", "login:", "ISOLINUX", "SYSLINUX")):
+            return " ".join(line.split())[:70]
+    return None
+
+
+def output_of(argv: list[str]) -> str:
+    done = subprocess.run(argv, capture_output=True, timeout=_SECONDS, check=False)
+    if done.returncode not in (0, 2):
+        raise StoryError(f"{argv[0]} failed: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode(errors="replace").strip()
