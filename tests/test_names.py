@@ -36,7 +36,9 @@ def test_clones_of_the_old_add_on_are_understood() -> None:
     assert clone_names(5, 17, 0) == ("one-5-17-0", "one-5-snapshot-17")
 
 
-@pytest.mark.parametrize("name", ["", "one", "one-", "two-5", "one-5-6", "one-5-6-7-8", "one-5-aux", "one-5 ", "one-٣"])
+@pytest.mark.parametrize(
+    "name", ["", "one", "one-", "two-5", "one-5-6", "one-5-6-7-8", "one-5-aux", "one-5 ", "one-٣"]
+)
 def test_other_names_are_not_ours(name: str) -> None:
     assert read_name(name) is None
 
@@ -55,7 +57,9 @@ def test_the_volume_is_found_in_each_form_of_source(source: str) -> None:
     assert volume_of_source(source) == "one-5"
 
 
-@pytest.mark.parametrize("source", ["", "frontend:", "a b", "x.", "x;y", "$(x)", "one-5\n", "-force", "ä", "a" * 64])
+@pytest.mark.parametrize(
+    "source", ["", "frontend:", "a b", "x.", "x;y", "$(x)", "one-5\n", "-force", "ä", "a" * 64]
+)
 def test_a_source_without_a_usable_name_is_refused(source: str) -> None:
     with pytest.raises(RequestError, match="names no volume"):
         volume_of_source(source)

@@ -141,8 +141,8 @@ CASES = {
         {"-4": "-4", "-o A=1 -i '/k y'": "-o A=1 -i '/k y'", "-o  B": "-o B"},
         ("host -4", "'-4", "-4 '"),
     ),
-    "RESTRICTED_DIRS": Case("/", {**PATH_GOOD, "/a /b": "/a /b"}, ("/a b", "a", "/a /../etc", "/;")),
-    "SAFE_DIRS": Case("/var/tmp", {**PATH_GOOD, "/a /b": "/a /b"}, ("/a b", "a", "/a/..")),
+    "RESTRICTED_DIRS": Case("", {**PATH_GOOD, "/a /b": "/a /b"}, ("/a b", "a", "/a /../etc", "/;")),
+    "SAFE_DIRS": Case("", {**PATH_GOOD, "/a /b": "/a /b"}, ("/a b", "a", "/a/..")),
     "STAGING_DIR": Case("/var/tmp", PATH_GOOD, PATH_BAD),
     "COPY_TOOL": Case(
         "qemu-img", {"dd": "dd", "DDPT": "ddpt", "qemu-img": "qemu-img"}, ("cp", "dd;", "qemu img")

@@ -64,15 +64,15 @@ _ATTRIBUTES = (
     Attribute(
         "RESTRICTED_DIRS",
         _PATHS,
-        "Directories of the front-end from which no image is taken.",
-        "/",
+        "Directories of the front-end from which no image is taken, besides OpenNebula's own (/etc/one, "
+        "/var/lib/one) and the home of the user that runs oned. / leaves only SAFE_DIRS, which is wise where "
+        "users make images.",
         group=_IMPORT,
     ),
     Attribute(
         "SAFE_DIRS",
         _PATHS,
-        "Directories below restricted ones from which images may be taken all the same.",
-        "/var/tmp",
+        "Directories below restricted ones from which images may be taken all the same, such as /var/tmp.",
         group=_IMPORT,
     ),
     Attribute(

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make help` says what there is. Python 3.10 or newer: make PYTHON=python3.12 ...
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+
+# Where Debian keeps tgtd; an ordinary user does not look there.
+export PATH := $(PATH):/usr/sbin:/sbin
+# Read by the demonstration from its environment: no value passes through a shell.
+export IMAGE ONCE SYSTEM
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint check bench format clean ready-for-demo ready-for-test environment
+
+help: ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
+
+demo: ready-for-demo ## show the whole way of an image; IMAGE=path or URL, ONCE=1 ends by itself
+	@$(RUN) -m lab.demo
+
+test: lint check ## set up what is missing, then lint, types and all tests
+
+lint: ready-for-test ## format, lint and types
+	$(RUN) -m ruff format --check --quiet --diff .
+	$(RUN) -m ruff check --quiet .
+	$(RUN) -m mypy
+
+check: ready-for-test ## the tests alone; ARGS="-k name -x" goes to pytest
+	$(RUN) -m pytest $(ARGS)
+
+bench: ready-for-demo ## what each action costs: round trips, connections, CPU and seconds
+	@$(RUN) -m bench
+
+format: environment ## format the code and mend what ruff can mend
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+clean: ## remove what was set up in the checkout, and what tools left
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis remotes/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+ready-for-demo:
+	@$(PYTHON) lab/prepare.py demo
+
+ready-for-test:
+	@$(PYTHON) lab/prepare.py test
+
+environment:
+	@$(PYTHON) lab/prepare.py environment
