@@ -7,8 +7,8 @@ import hashlib
 import os
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,6 +19,7 @@ from lab.demo.guest import EmulatingHypervisor
 from lab.demo.screen import Screen, size
 from lab.prepare import PrepareError, default_image
 from lab.scene import MIB, Scene
+from lab.v7000.errors import CommandError
 
 __all__ = ["Story", "StoryError"]
 
@@ -87,7 +88,7 @@ class Story:
         self._terminate(vm, data, pattern)
         self._delete(boot, data)
         self.screen.heading("What it took")
-        self.screen.table(("", "seconds", "array logins", "array commands", "host round trips"), self.rows)
+        self.screen.table(("", "seconds", "array logins", "array commands", "host connections"), self.rows)
         self.screen.line()
         self.screen.line(f"all of it in {time.monotonic() - started:.0f} s, and nothing was left behind")
 
@@ -107,7 +108,7 @@ class Story:
         template = self.scene.datastore_template()
         for line in template.splitlines():
             self.screen.line(line)
-        with self._measured("register the datastore"):
+        with self._measured("register", "register the datastore"):
             datastore = int(self.one.datastore.allocate(template, -1))
             system = int(self.one.datastore.allocate(self.scene.system_template(), -1))
             self.scene.oned.monitor_datastore(datastore)
@@ -127,10 +128,13 @@ class Story:
         image = -1
 
         def progress() -> str:
-            path = self.scene.box.volume_path(f"one-{image}")
-            return f"{size(path.stat().st_blocks * 512)} on the array" if path.exists() else ""
+            try:
+                written = self.scene.box.volume_path(f"one-{image}").stat().st_blocks * 512
+            except (CommandError, OSError):
+                return self._array_does()
+            return f"{size(written)} on the array" if written else self._array_does()
 
-        with self._measured("import it to a volume of the array", progress):
+        with self._measured("import", "import it to a volume of the array", progress):
             image = int(self._call(self.one.image.allocate, template, datastore))
             seen = self._wait_for_image(image)
         volume = self.scene.box.volume_path(f"one-{image}")
@@ -150,7 +154,7 @@ class Story:
         template = (
             f'NAME = "data"\nTYPE = "DATABLOCK"\nSIZE = "{_DATABLOCK_MIB}"\nFS = "ext4"\nPERSISTENT = "YES"\n'
         )
-        with self._measured(f"make an empty datablock of {_DATABLOCK_MIB} MiB with ext4"):
+        with self._measured("datablock", f"make an empty datablock of {_DATABLOCK_MIB} MiB with ext4"):
             image = int(self._call(self.one.image.allocate, template, datastore))
             self._wait_for_image(image)
         kind = output_of(
@@ -167,7 +171,8 @@ class Story:
             f'DISK = [ IMAGE_ID = "{boot}" ]\nDISK = [ IMAGE_ID = "{data}" ]\n'
             'CONTEXT = [ GREETING = "hello from the array" ]\n'
         )
-        with self._measured("deploy: a snapshot of the boot disk, the datablock itself, the context"):
+        text = "deploy: a snapshot of the boot disk, the datablock itself, the context"
+        with self._measured("deploy", text):
             vm = int(self._call(self.one.vm.allocate, template, True))
             host = next(each.ID for each in self.one.hostpool.info().HOST if each.NAME == "node1")
             self._call(self.one.vm.deploy, vm, host, False, system)
@@ -210,7 +215,7 @@ class Story:
         return hashlib.sha256(content).hexdigest()
 
     def _terminate(self, vm: int, data: int, pattern: str) -> None:
-        with self._measured("terminate: disks detached, the snapshot deleted"):
+        with self._measured("terminate", "terminate: disks detached, the snapshot deleted"):
             self._call(self.one.vm.action, "terminate-hard", vm)
             self._wait_for_vm(vm, "DONE")
         mapped, _, _ = self.scene.box.run("lshostvdiskmap -nohdr -delim :")
@@ -224,7 +229,7 @@ class Story:
         self.screen.line(f"sha256 {found[:32]}…  of what was written, the same on the array")
 
     def _delete(self, *images: int) -> None:
-        with self._measured("delete both images"):
+        with self._measured("delete", "delete both images"):
             for image in images:
                 self._call(self.one.image.delete, image)
             for image in images:
@@ -240,13 +245,33 @@ class Story:
 
     # what the steps use
 
-    def _measured(self, text: str, progress: Callable[[], str] | None = None) -> _Measured:
-        return _Measured(self, text, progress)
+    def _measured(
+        self, name: str, text: str, progress: Callable[[], str] | None = None
+    ) -> AbstractContextManager[None]:
+        return self._measure(name, self.screen.step(text, progress or self._array_does))
+
+    @contextmanager
+    def _measure(self, name: str, step: AbstractContextManager[None]) -> Iterator[None]:
+        """Do a step whose cost goes into the table."""
+        before, started = self.counts(), time.monotonic()
+        with step:
+            yield
+        spent = [str(after - there) for after, there in zip(self.counts(), before, strict=True)]
+        self.rows.append((name, f"{time.monotonic() - started:.1f}", *spent))
+
+    def _array_does(self) -> str:
+        """What the array was told last."""
+        commands = self.scene.box.journal.commands
+        return f"array: {commands[-1].text[:48]}" if commands else ""
 
     def counts(self) -> tuple[int, int, int]:
         """Array logins, array commands and host connections so far."""
         journal = self.scene.box.journal
-        return journal.connections, len(journal.commands), sum(h.ssh_connections for h in self.scene.hosts.values())
+        return (
+            journal.connections,
+            len(journal.commands),
+            sum(h.ssh_connections for h in self.scene.hosts.values()),
+        )
 
     def _wait_for_image(self, image: int, *, gone: bool = False) -> Any:
         end = time.monotonic() + _SECONDS
@@ -305,29 +330,6 @@ class Story:
 
 
 _FAILURES = {36, 37, 38, 39, 40, 41, 42, 44, 46, 47, 48, 49, 50, 61}
-
-
-class _Measured:
-    """A step whose cost goes into the table."""
-
-    def __init__(self, story: Story, text: str, progress: Callable[[], str] | None) -> None:
-        self._story = story
-        self._text = text
-        self._step = story.screen.step(text, progress)
-
-    def __enter__(self) -> None:
-        self._before = self._story.counts()
-        self._started = time.monotonic()
-        self._step.__enter__()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._step.__exit__(kind, value, trace)
-        if kind is None:
-            spent = [after - before for after, before in zip(self._story.counts(), self._before, strict=True)]
-            seconds = time.monotonic() - self._started
-            self._story.rows.append((self._text, f"{seconds:.1f}", *map(str, spent)))
 
 
 def digest(path: Path, length: int) -> str:

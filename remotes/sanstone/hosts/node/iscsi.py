@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""iSCSI sessions: read from sysfs, opened and closed by ``iscsiadm``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from . import sysfs
+from .errors import NodeError
+from .lock import hold, state_directory
+from .run import Completed, Deadline, in_parallel, run, wait_until
+
+__all__ = ["Portal", "Session", "log_in", "log_out", "portal", "sessions", "sessions_by_host"]
+
+LOGGED_IN = "LOGGED_IN"
+
+# Exit codes of iscsiadm(8)
+_IDBM = 6
+_SESS_NOT_FOUND = 2
+_SESS_EXISTS = 15
+_NO_OBJS_FOUND = 21
+_OLD_NO_OBJS_FOUND = 255
+_REASONS = {
+    4: "cannot connect",
+    5: "login refused",
+    8: "no answer in time",
+    11: "the target hangs",
+    12: "the kernel module iscsi_tcp is not loaded",
+    13: "not allowed to run iscsiadm as root",
+    18: "iscsid is not running",
+    19: "login refused for good",
+    20: "iscsid is not running",
+    21: "no node record",
+    24: "CHAP name or secret is wrong",
+}
+_FATAL = frozenset({5, 12, 13, 18, 19, 20, 24})
+"""These say nothing about the portal's network, so that it is not remembered as dead."""
+
+_TARGET = re.compile(r"(?:iqn|eui|naa)\.[\w.:-]{1,220}")
+_ADDRESS = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|\[?[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._-]+)?\]?")
+
+_PROBE_LIMIT = 3.0
+_LOGIN_LIMIT = 30.0
+_DEAD_FOR = 300.0
+_SETTINGS = (
+    ("node.session.scan", "manual"),
+    ("node.startup", "manual"),
+    ("node.session.initial_login_retry_max", "2"),
+)
+
+
+class Portal(NamedTuple):
+    target: str
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+class Session(NamedTuple):
+    name: str
+    portal: Portal
+    host: int
+    target_id: int
+    state: str
+
+    @property
+    def is_live(self) -> bool:
+        return self.state == LOGGED_IN
+
+
+def portal(target: str, address: str, port: int) -> Portal:
+    """Return a portal. Raises NodeError: RequestError for what is no name, address or port."""
+    if not (_TARGET.fullmatch(target) and _ADDRESS.fullmatch(address) and 0 < port < 1 << 16):
+        raise NodeError("RequestError", f"{target!r} at {address!r}, port {port}, is not an iSCSI portal.")
+    return Portal(target, address_of(address), port)
+
+
+def address_of(text: str) -> str:
+    """Return an address in one form, so that two spellings of an IPv6 address compare equal."""
+    bare = text.strip("[]").lower()
+    if ":" not in bare:
+        return bare
+    import socket  # only where it is needed: it takes long to load
+
+    try:
+        return socket.inet_ntop(socket.AF_INET6, socket.inet_pton(socket.AF_INET6, bare))
+    except OSError:
+        return bare
+
+
+def sessions(targets: Iterable[str] | None = None) -> list[Session]:
+    """Return the sessions with these targets (None: all), by the portal that was logged in to.
+
+    That is the persistent one: an EqualLogic group sends the connection on to another address.
+    """
+    wanted = None if targets is None else frozenset(targets)
+    found = []
+    for name in sysfs.names(sysfs.node("class", "iscsi_session")):
+        base = sysfs.node("class", "iscsi_session", name)
+        target = sysfs.text(base / "targetname")
+        if target is None or (wanted is not None and target not in wanted):
+            continue
+        host = _host_of(name)
+        if host is None:
+            continue
+        connection = sysfs.node("class", "iscsi_connection", f"connection{name[len('session') :]}:0")
+        address = sysfs.text(connection / "persistent_address") or sysfs.text(connection / "address") or ""
+        port = sysfs.text(connection / "persistent_port") or sysfs.text(connection / "port") or ""
+        portal = Portal(target, address_of(address), int(port) if port.isdigit() else 0)
+        number = sysfs.text(base / "target_id") or ""
+        state = sysfs.text(base / "state") or "gone"
+        found.append(
+            Session(
+                name, portal, host, int(number) if number.isdigit() and int(number) < 1 << 16 else 0, state
+            )
+        )
+    return found
+
+
+def _host_of(session: str) -> int | None:
+    """Return the number of the SCSI host that a session lives on."""
+    base = sysfs.node("class", "iscsi_session", session)
+    for path in (base / "device", base):
+        match = re.search(r"/host(\d+)/session\d+", str(path.resolve()) + "/")
+        if match:
+            return int(match.group(1))
+    for host in sysfs.names(sysfs.node("class", "iscsi_host")):
+        if sysfs.node("class", "iscsi_host", host, "device", session).exists():
+            return int(host[len("host") :])
+    return None
+
+
+def sessions_by_host() -> dict[int, Session]:
+    """Return the sessions by SCSI host number: a software initiator has one session on each."""
+    return {session.host: session for session in sessions()}
+
+
+def log_in(portals: Iterable[Portal], deadline: Deadline) -> dict[Portal, str]:
+    """Log in, at once, to each portal that is not remembered as dead; return why some failed.
+
+    When every portal is remembered as dead, all are tried all the same.
+    """
+    wanted = list(portals)
+    dead = _dead_portals()
+    tried = [portal for portal in wanted if _key(portal) not in dead] or wanted
+    reasons = {
+        portal: "did not answer a moment ago and was not asked again"
+        for portal in wanted
+        if portal not in tried
+    }
+    limit = deadline.within(_LOGIN_LIMIT)
+    faults = in_parallel([lambda portal=portal: _log_in(portal, limit) for portal in tried])  # type: ignore[misc]
+    failed = set()
+    for index, portal in enumerate(tried):
+        fault = faults[index]
+        if fault is not None:
+            reasons[portal] = fault.message
+            if fault.family != "HostError":
+                failed.add(_key(portal))
+    if failed or dead:
+        _remember(failed, {_key(portal) for portal in tried} - failed)
+    return reasons
+
+
+def _log_in(portal: Portal, deadline: Deadline) -> None:
+    _probe(portal, deadline)
+    # Two logins to one portal at once have crashed iscsiadm.
+    with hold("login", f"{portal.target} {portal}", deadline):
+        if any(session.portal == portal for session in sessions([portal.target])):
+            return
+        _write_record(portal, deadline)
+        _try_login(portal, deadline)
+    wait_until(
+        lambda: any(session.portal == portal and session.is_live for session in sessions([portal.target])),
+        deadline.within(5),
+    )
+
+
+def _probe(portal: Portal, deadline: Deadline) -> None:
+    """Connect and hang up: a dead portal then costs three seconds and not iscsid's retries."""
+    import socket
+
+    try:
+        socket.create_connection(
+            (portal.address, portal.port), timeout=min(_PROBE_LIMIT, deadline.left() + 0.01)
+        ).close()
+    except OSError as err:
+        reason = "no answer" if isinstance(err, TimeoutError) else (err.strerror or str(err)).lower()
+        raise NodeError("ConnectError", reason) from None
+
+
+def _iscsiadm(portal: Portal, arguments: list[str], deadline: Deadline) -> Completed:
+    return run(
+        ["iscsiadm", "-m", "node", "-T", portal.target, "-p", str(portal), *arguments], deadline, ok=None
+    )
+
+
+def _update(portal: Portal, name: str, value: str, deadline: Deadline) -> int:
+    return _iscsiadm(portal, ["-o", "update", "-n", name, "-v", value], deadline).code
+
+
+def _write_record(portal: Portal, deadline: Deadline) -> None:
+    """Make sure of a record. One that is there is kept, for it may hold the CHAP names of this target."""
+    first, *others = _SETTINGS
+    if _update(portal, *first, deadline):
+        made = _iscsiadm(portal, ["-o", "new"], deadline)
+        if made.code:
+            raise _login_fault(made)
+        _update(portal, *first, deadline)
+    for name, value in others:
+        _update(portal, name, value, deadline)
+
+
+def _try_login(portal: Portal, deadline: Deadline) -> None:
+    outcome: list[Completed] = []
+
+    def is_decided() -> bool:
+        outcome[:] = [_iscsiadm(portal, ["-l"], deadline)]
+        return outcome[0].code != _IDBM
+
+    wait_until(is_decided, deadline, first=0.05)
+    if outcome[0].code not in (0, _SESS_EXISTS):
+        raise _login_fault(outcome[0])
+
+
+def _login_fault(completed: Completed) -> NodeError:
+    reason = _REASONS.get(completed.code)
+    if reason is None:
+        lines = completed.words.splitlines() or ["no message"]
+        reason = f"iscsiadm exit code {completed.code}: {lines[-1]}"
+    family = "HostError" if completed.code in _FATAL else "ConnectError"
+    return NodeError(family, reason, "", completed.words)
+
+
+def log_out(target: str, deadline: Deadline) -> list[str]:
+    """Log out of every portal of ``target``, unless the host still has a LUN of it; return warnings.
+
+    The lock keeps the sessions as they are while an attach, which holds it shared, is about to use them.
+    """
+    warnings = []
+    with hold("target", target, deadline):
+        ours = sessions([target])
+        hosts = {session.host for session in ours}
+        if any(disk.host in hosts for disk in sysfs.disks()):
+            return []
+        for session in ours:
+            left = _iscsiadm(session.portal, ["-u"], deadline)
+            if left.code not in (0, _SESS_NOT_FOUND, _NO_OBJS_FOUND, _OLD_NO_OBJS_FOUND):
+                warnings.append(f"logging out of {target} at {session.portal}: {left.words or left.code}")
+                continue
+            _iscsiadm(session.portal, ["-o", "delete"], deadline)
+    return warnings
+
+
+def _key(portal: Portal) -> str:
+    return f"{portal.target} {portal}"
+
+
+def _dead_portals() -> dict[str, float]:
+    """Return the portals that did not answer lately, each with the time (epoch) until when that counts."""
+    try:
+        noted = json.loads((state_directory() / "dead-portals.json").read_text())
+        now = time.time()
+        return {str(key): float(until) for key, until in noted.items() if now < until <= now + _DEAD_FOR}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _remember(dead: set[str], alive: set[str]) -> None:
+    noted = {key: until for key, until in _dead_portals().items() if key not in alive}
+    noted.update((key, time.time() + _DEAD_FOR) for key in dead)
+    path = state_directory() / "dead-portals.json"
+    temporary = path.with_name(f"dead-portals.{os.getpid()}")
+    # A note that gets lost costs one more try.
+    with contextlib.suppress(OSError):
+        temporary.write_text(json.dumps(noted))
+        temporary.replace(path)
