@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -67,6 +68,10 @@ class Story:
                 raise StoryError(str(err)) from err
         elif "://" not in self.image:
             self.image = str(Path(self.image).expanduser().resolve())
+            if not Path(self.image).is_file():
+                raise StoryError(
+                    f"There is no image file {self.image}; IMAGE takes a path or an http(s) URL."
+                )
         with self.screen.step("start it"):
             self._stack.callback(self.hypervisor.stop)
             scene = Scene(self.folder, hypervisor=self.hypervisor, say=self.screen.line)
@@ -94,13 +99,20 @@ class Story:
 
     def invite(self) -> None:
         """Say how to look around."""
-        box, key = self.scene.box, self.scene.key
-        known = self.folder / "known_hosts"
+        box, known = self.scene.box, self.folder / "known_hosts"
+        login = ["ssh", "-q", "-i", str(self.scene.key), "-o", f"UserKnownHostsFile={known}"]
+        array = self._script("array", [*login, "-p", str(box.ssh_port), f"oneadmin@{box.ssh_host}"])
+        host = self._script("node1", ["ssh", "-q", "-F", str(self.folder / "ssh_config"), "node1"])
         self.screen.heading("The lab stays up until Ctrl-C")
-        self.screen.line(f"the array   ssh -i {key} -o UserKnownHostsFile={known} -p {box.ssh_port} "
-                         f"oneadmin@{box.ssh_host} lsvdisk")  # fmt: skip
-        self.screen.line(f"a host      ssh -F {self.folder / 'ssh_config'} node1 iscsiadm -m session")
+        self.screen.line(f"the array   {array} lsmdiskgrp")
+        self.screen.line(f"a host      {host} iscsiadm -m session")
         self.screen.line(f"OpenNebula  {self.scene.oned.endpoint} as {self.scene.oned.session}")
+
+    def _script(self, name: str, command: list[str]) -> Path:
+        path = self.folder / name
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
+        path.chmod(0o700)
+        return path
 
     # the steps
 
@@ -186,7 +198,8 @@ class Story:
         if said is None:
             if self.image == str(default_image()):
                 raise StoryError(f"the guest did not boot:\n{self.hypervisor.console(vm)[-800:]}")
-            said = "nothing on its serial console; is it made for one?"
+            lines = [line for line in self.hypervisor.console(vm).splitlines() if line.strip()]
+            said = f"{lines[-1].strip()[:60] if lines else 'nothing'} (is the image made to boot?)"
         self.screen.line(f"its console says: {said}")
         return vm
 
@@ -310,7 +323,7 @@ class Story:
         try:
             return method(*args)
         except pyone.OneException as err:
-            raise StoryError(f"OpenNebula refused: {err}\n{self._last_error()}") from err
+            raise StoryError(f"OpenNebula refused: {err}") from err
 
     def _hash_of_image(self) -> tuple[str, int]:
         """Hash what the image holds as a disk; a URL is read by the stand-in's own copy of it."""
@@ -344,6 +357,8 @@ def digest(path: Path, length: int) -> str:
 
 def first_words(console: str) -> str | None:
     """Find the line by which the guest's boot loader or kernel introduces itself."""
+    if "No bootable device" in console:
+        return "No bootable device, says the firmware"
     for line in console.splitlines():
         if any(word in line for word in ("GNU GRUB", "Linux version", "login:", "ISOLINUX", "SYSLINUX")):
             return " ".join(line.split())[:70]
