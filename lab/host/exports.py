@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import json
 import os
 import queue
@@ -64,7 +63,9 @@ class Spawner:
         self._thread = threading.Thread(target=self._work, name="lab-host-spawner", daemon=True)
         self._thread.start()
 
-    def popen(self, argv: Sequence[str], stderr: Path, passed: socket.socket) -> subprocess.Popen[bytes]:
+    def popen(
+        self, argv: Sequence[str], stderr: Path, passed: socket.socket | None = None
+    ) -> subprocess.Popen[bytes]:
         def start() -> object:
             with stderr.open("wb") as log:
                 return subprocess.Popen(
@@ -73,7 +74,7 @@ class Spawner:
                     stdout=subprocess.DEVNULL,
                     stderr=log,
                     start_new_session=True,
-                    pass_fds=[passed.fileno()],
+                    pass_fds=[] if passed is None else [passed.fileno()],
                 )
 
         done: Future[object] = Future()
@@ -144,11 +145,11 @@ class Export:
         self.read_only = read_only
         self._log = state / f"{mountpoint.name}.log"
         self._secret = state / f"{mountpoint.name}.secret"
+        self._pid_file = state / f"{mountpoint.name}.pid"
         self._spawner = spawner
         self._process: subprocess.Popen[bytes] | None = None
         self._viewer: subprocess.Popen[bytes] | None = None
         self._address = ""
-        self._monitor: socket.socket | None = None
         self._lock = threading.RLock()
         self._is_over = False
         self._chap = chap
@@ -160,7 +161,7 @@ class Export:
             "target": target,
             "lun": lun,
             "initiator-name": initiator,
-            "node-name": "disk",
+            "node-name": "lun",
         }
 
     @property
@@ -177,9 +178,7 @@ class Export:
                 self._secret.write_text(self._chap.password, encoding="utf-8")
             self.mountpoint.touch(mode=0o660)
             self._address = f"sanstone-{os.getpid()}-{secrets.token_hex(8)}"
-            self._monitor, theirs = socket.socketpair()
-            with theirs:
-                self._process = self._spawner.popen(self._argv(theirs.fileno()), self._log, theirs)
+            self._process = self._spawner.popen(self._argv(), self._log)
 
     def wait(self, deadline: float = EXPORT_DEADLINE) -> int:
         """Wait until the file shows the LUN and return its size. Raises ExportError."""
@@ -233,8 +232,8 @@ class Export:
                 return found.st_size
         return None
 
-    def _argv(self, monitor: int) -> list[str]:
-        argv = ["qemu-storage-daemon", "--chardev", f"socket,id=qmp,fd={monitor}", "--monitor", "chardev=qmp"]
+    def _argv(self) -> list[str]:
+        argv = ["qemu-storage-daemon", "--pidfile", str(self._pid_file)]
         node = {**self._node, "read-only": self.read_only}
         if self._chap is not None:
             secret = {"qom-type": "secret", "id": "chap", "file": str(self._secret)}
@@ -248,63 +247,37 @@ class Export:
             "name": "",
             "writable": not self.read_only,
         }
-        argv += ["--blockdev", json.dumps(node), "--nbd-server", json.dumps(server)]
+        # without a format above it the server refuses what is not whole sectors; a kernel takes any bytes
+        disk = {"driver": "raw", "file": "lun", "node-name": "disk", "read-only": self.read_only}
+        argv += ["--blockdev", json.dumps(node), "--blockdev", json.dumps(disk)]
+        argv += ["--nbd-server", json.dumps(server)]
         return [*argv, "--export", json.dumps(export)]
 
     def resize(self, size: int) -> None:
-        """Let the daemon read the capacity again, which must be ``size``. Raises ExportError.
-
-        A truncation of the file itself is not enough: QEMU refuses it for iSCSI.
-        """
-        if self._monitor is None:
-            raise ExportError("the export is not running")
-        self._monitor.settimeout(EXPORT_DEADLINE)
-        resize = {"node-name": "disk", "size": size}
-        try:
-            with self._monitor.makefile("rwb") as stream:
-                # asked for again each time: a refusal after the first does no harm
-                for order in (
-                    {"execute": "qmp_capabilities"},
-                    {"execute": "block_resize", "arguments": resize},
-                ):
-                    stream.write(json.dumps({**order, "id": order["execute"]}).encode())
-                    stream.flush()
-                    answer = _answer(stream, str(order["execute"]))
-        except OSError as err:
-            raise ExportError(str(err)) from err
-        if "error" in answer:
-            raise ExportError(str(answer["error"]))
-        with self._lock:
-            self._end_view()
-        self.wait()
+        """Show the LUN anew, which must have ``size`` bytes now; what is open breaks. Raises ExportError."""
+        found = self._start_over()
+        if found != size:
+            raise ExportError(f"the LUN has {found} bytes, not {size}")
 
     def reopen(self, read_only: bool) -> None:
         """Start over with or without the right to write. Raises ExportError."""
+        self.read_only = read_only
+        self._start_over()
+
+    def _start_over(self) -> int:
         with self._lock:
             self.kill()
             unmount(self.mountpoint)
-            self.read_only = read_only
             self.launch()
-        self.wait()
+        return self.wait()
 
     def kill(self) -> None:
         """Let all I/O fail from now on; the dead mount point stays as a dead device node does."""
         with self._lock:
-            self._end_view(unmounting=False)
-            if self._process is not None:
-                self._process.kill()
-                self._process.wait()
-            if self._monitor is not None:
-                self._monitor.close()
-                self._monitor = None
-
-    def _end_view(self, *, unmounting: bool = True) -> None:
-        if self._viewer is not None:
-            self._viewer.kill()
-            self._viewer.wait()
-            self._viewer = None
-        if unmounting:
-            unmount(self.mountpoint)
+            for process in (self._viewer, self._process):
+                if process is not None:
+                    process.kill()
+                    process.wait()
 
     def stop(self) -> None:
         """End the daemon and remove the file. What was written is on the LUN already: FUSE writes through."""
@@ -312,17 +285,14 @@ class Export:
             self._is_over = True
             self.kill()
             unmount(self.mountpoint)
-            for path in (self.mountpoint, self._log, self._log.with_suffix(".view"), self._secret):
+            for path in (
+                self.mountpoint,
+                self._log,
+                self._log.with_suffix(".view"),
+                self._secret,
+                self._pid_file,
+            ):
                 path.unlink(missing_ok=True)
-
-
-def _answer(stream: io.BufferedIOBase, order: str) -> dict[str, object]:
-    """Read what QMP answers to the order with this id, past its greeting and events."""
-    while line := stream.readline():
-        answer: dict[str, object] = json.loads(line)
-        if answer.get("id") == order:
-            return answer
-    raise ExportError("the export ended")
 
 
 def unmount(path: Path) -> None:
