@@ -26,7 +26,7 @@ _SAFE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
 _READ = re.compile(
     r"one-(?:sys-(?P<vvm>\d+)-(?P<vdisk>\d+)"
     r"|(?P<image>\d+)(?:-(?P<vm>\d+)-(?P<disk>\d+)|-snapshot-(?P<oldvm>\d+))?)",
-    re.ASCII
+    re.ASCII,
 )
 
 

@@ -65,7 +65,8 @@ def opened(box: Box, tmp_path: Path) -> Iterator[Opener]:
         path = tmp_path / "sanstone.conf"
         path.write_text(
             f"[v7000]\nMGMT_PORT = {box.ssh_port}\nMGMT_PASSWORD = {password}\n"
-            f"MGMT_KNOWN_HOSTS = {known}\nCOMMAND_TIMEOUT = {timeout}\nCONNECT_TIMEOUT = 5\n"
+            f"MGMT_KNOWN_HOSTS = {known}\nCONNECT_TIMEOUT = 5\n"
+            f"COMMAND_TIMEOUT = {timeout}\nSESSION_TIMEOUT = {timeout}\n"
         )
         path.chmod(0o600)
         settings = resolve("v7000", ConfigFile.read(path), datastore={"MGMT": box.ssh_host, **attributes})
@@ -163,7 +164,7 @@ def test_mapping_again_is_the_same_connection(array: V7000) -> None:
 def test_a_second_host_is_refused_unless_the_volume_is_shared(box: Box, array: V7000) -> None:
     make(array)
     array.map("one-1", "node1")
-    with pytest.raises(ConflictError, match="mapped to node1 already: node2 does not get it too"):
+    with pytest.raises(ConflictError, match=r"mapped to node1 already: node2 does not get it too"):
         array.map("one-1", "node2")
     array.map("one-1", "node2", is_shared=True)
     assert array.mapped_hosts("one-1") == ("node1", "node2")
@@ -195,7 +196,7 @@ def test_a_mapping_under_the_short_name_is_found_by_a_fresh_process(
 
 def test_an_unknown_host_is_named_with_those_that_are_known(array: V7000) -> None:
     make(array)
-    with pytest.raises(ConfigurationError, match="node9 is not registered on .*node1, node2") as caught:
+    with pytest.raises(ConfigurationError, match=r"node9 is not registered on .*node1, node2") as caught:
         array.map("one-1", "node9")
     assert "mkhost" in caught.value.hint
 
@@ -276,7 +277,7 @@ def test_a_clone_that_was_cut_off_is_completed(box: Box, array: V7000, cut_after
     """Whatever part of it was done before: volume, FlashCopy map, start."""
     make(array)
     steps = [
-        f"mkvdisk -name one-1-7-0 -mdiskgrp mdiskgrp0 -iogrp io_grp0 -size {SIZE} -unit b -rsize 0% -autoexpand",
+        f"mkvdisk -name one-1-7-0 -mdiskgrp mdiskgrp0 -iogrp 0 -size {SIZE} -unit b -rsize 0% -autoexpand",
         "mkfcmap -source one-1 -target one-1-7-0 -name one-1-7-0 -copyrate 0",
         "startfcmap -prep one-1-7-0",
     ]
@@ -321,7 +322,7 @@ def test_a_volume_grows_and_never_shrinks(array: V7000) -> None:
 
 def test_a_full_pool_is_a_matter_of_capacity(opened: Opener) -> None:
     array = opened(THIN_PROVISION="0")
-    with pytest.raises(CapacityError, match="the pool on .* is full"):
+    with pytest.raises(CapacityError, match=r"the pool on .* is full"):
         array.create(NewVolume("one-1", 20 * GIB), claim=claim_all)
 
 
@@ -346,7 +347,9 @@ def test_an_unknown_io_group_is_refused(opened: Opener) -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [{"firmware": "8.6.0.0 (build 169.6.2305171232000)", "data_reduction": frozenset({"mdiskgrp0"})}], indirect=True
+    "box",
+    [{"firmware": "8.6.0.0 (build 169.6.2305171232000)", "data_reduction": frozenset({"mdiskgrp0"})}],
+    indirect=True,
 )
 def test_newer_firmware_and_its_pools_are_understood(box: Box, array: V7000) -> None:
     make(array)
@@ -364,7 +367,7 @@ def test_a_wrong_password_says_who_may_not_log_in(opened: Opener) -> None:
 def test_an_unknown_host_key_is_not_accepted(opened: Opener, tmp_path: Path) -> None:
     array = opened()
     (tmp_path / "known_hosts").write_text("")
-    with pytest.raises(ConnectError, match="host key of .* is not known"):
+    with pytest.raises(ConnectError, match=r"host key of .* is not known"):
         array.capacity()
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import errno
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -73,3 +76,48 @@ def test_an_unusable_directory_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot be used"):
         Ledger(tmp_path / "file").begin("box", "one-1")
+
+
+def test_what_was_never_completed_is_listed(ledger: Ledger) -> None:
+    ledger.ready(ledger.begin("box", "one-1"))
+    ledger.begin("box", "one-2")
+    assert [entry.name for entry in ledger.begun("box")] == ["one-2"]
+
+
+def test_locks_leave_no_files_behind(ledger: Ledger) -> None:
+    with ledger.lock("box", "one-1", seconds=1):
+        pass
+    assert list((ledger.directory / "locks").iterdir()) == []
+
+
+def test_a_lock_is_held_by_one_at_a_time_whoever_comes_and_goes(ledger: Ledger) -> None:
+    inside, seen = [0], []
+
+    def work() -> None:
+        for _ in range(30):
+            with ledger.lock("box", "one-1", seconds=20):
+                inside[0] += 1
+                seen.append(inside[0])
+                inside[0] -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 120
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_entry(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = ledger.made(ledger.begin("box", "one-1"), "3600a")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ConfigurationError, match="cannot be used: No space left"):
+        ledger.ready(entry)
+    assert ledger.find("box", "one-1") == entry
+    assert len(list((ledger.directory / "volumes").iterdir())) == 1

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sanstone.arrays.base import Abilities, Array, NewVolume, Placement
+from sanstone.arrays.base import Abilities, Array, NameTakenError, NewVolume, Placement
 from sanstone.errors import NotSupportedError
 from sanstone.settings import Settings
 
-__all__ = ["Abilities", "Array", "NewVolume", "Placement", "open_array"]
+__all__ = ["Abilities", "Array", "NameTakenError", "NewVolume", "Placement", "open_array"]
 
 
 def open_array(driver: str, settings: Settings, *, state: Path | None = None) -> Array:

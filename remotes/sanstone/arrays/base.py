@@ -7,9 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from sanstone.errors import ConflictError
 from sanstone.model import Capacity, Connection, Volume
 
-__all__ = ["Abilities", "Array", "Claim", "NewVolume", "Placement"]
+__all__ = ["Abilities", "Array", "Claim", "NameTakenError", "NewVolume", "Placement"]
+
+
+class NameTakenError(ConflictError):
+    """Somebody else has just made a volume of the name that was free a moment ago."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +30,15 @@ class Abilities:
 class NewVolume:
     """A volume that shall be there: empty with ``size`` bytes, or with the contents of ``source``.
 
-    ``is_linked``: it may depend on ``source`` for ever (a snapshot); else it becomes independent.
+    ``is_linked``: it may depend on ``source`` for ever (a snapshot); else it becomes independent. ``needs``:
+    bytes that its pools must have free before it is made, 0 for any.
     """
 
     name: str
     size: int = 0
     source: str | None = None
     is_linked: bool = False
+    needs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +70,10 @@ class Array(Protocol):
         """Spell the SOURCE by which OpenNebula shall know the volume of an image."""
 
     def close(self) -> None:
-        """Log out."""
+        """Log out and let others in; the next question logs in again."""
+
+    def refresh(self) -> None:
+        """Forget what is remembered of the system, because something did not fit."""
 
     def check(self) -> None:
         """Hold the settings against the system.
@@ -85,7 +95,7 @@ class Array(Protocol):
 
         ``claim`` is told what bears the name before anything is made, and may refuse.
 
-        Raises: what ``claim`` raises, NotFoundError for a missing source, CapacityError.
+        Raises: what ``claim`` raises, NotFoundError for a missing source, CapacityError, NameTakenError.
         """
 
     def copy(self, source: str, target: str) -> None:
@@ -94,8 +104,11 @@ class Array(Protocol):
         Raises: ConflictError when the sizes differ or ``target`` is mapped.
         """
 
-    def delete(self, name: str, *, wait: float) -> None:
-        """Let the volume be gone. ``wait``: seconds that copies which still read from it may take.
+    def delete(self, name: str, *, wait: float, host: str | None = None, wwid: str | None = None) -> bool:
+        """Let the volume be gone, off ``host`` first if given; tell whether it is.
+
+        ``wait``: seconds that copies which still read from it may take. ``wwid``: which volume is meant;
+        another one that bears the name now stays.
 
         Raises: ConflictError while mapped or while snapshots depend on it, BusyError after ``wait``.
         """

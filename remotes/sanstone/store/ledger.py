@@ -10,12 +10,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from sanstone.errors import BusyError, ConfigurationError
+from sanstone.errors import BusyError, ConfigurationError, DeadlineError
 from sanstone.transport.waiting import Deadline, wait_until
 
 __all__ = ["Entry", "Ledger"]
@@ -23,13 +24,19 @@ __all__ = ["Entry", "Ledger"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A volume that we made or were about to make on ``array``."""
+    """A volume that we made or were about to make on ``array``.
+
+    ``content`` says what was put on it, so that an id which comes again is not taken for the same thing;
+    ``at`` is when it was begun, in seconds since 1970.
+    """
 
     array: str
     name: str
     wwid: str | None = None
     is_ready: bool = False
     is_doomed: bool = False
+    content: str = ""
+    at: float = field(default=0.0, compare=False)
 
     def covers(self, wwid: str) -> bool:
         """Tell whether this entry is about the volume that has ``wwid`` now."""
@@ -47,15 +54,15 @@ class Ledger:
             return _read(self._path(array, name))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as err:
+        except (OSError, ValueError, KeyError, TypeError) as err:
             raise ConfigurationError(
                 f"The ledger's entry for {name} on {array} cannot be read.",
                 f"Look at {self._path(array, name)} and remove it if the volume is not ours.",
             ) from err
 
-    def begin(self, array: str, name: str) -> Entry:
-        """Write down that ``name`` is about to be made."""
-        return self._write(Entry(array, name))
+    def begin(self, array: str, name: str, content: str = "") -> Entry:
+        """Write down that ``name`` is about to be made, to hold ``content``."""
+        return self._write(Entry(array, name, content=content, at=time.time()))
 
     def made(self, entry: Entry, wwid: str) -> Entry:
         """Write down which volume it became."""
@@ -71,18 +78,59 @@ class Ledger:
 
     def doomed(self, array: str) -> list[Entry]:
         """List the volumes of ``array`` whose deletion was put off."""
+        return [entry for entry in self._entries(array) if entry.is_doomed]
+
+    def begun(self, array: str) -> list[Entry]:
+        """List the volumes of ``array`` that somebody is making, or that a killed action left incomplete."""
+        return [entry for entry in self._entries(array) if not entry.is_ready]
+
+    def _entries(self, array: str) -> list[Entry]:
         found = []
         for path in sorted(self.directory.glob(f"volumes/{_safe(array)}.*.json")):
             try:
                 entry = _read(path)
             except (OSError, ValueError, KeyError, TypeError):
                 continue
-            if entry.is_doomed and entry.array == array:
+            if entry.array == array:
                 found.append(entry)
         return found
 
     def forget(self, array: str, name: str) -> None:
-        self._path(array, name).unlink(missing_ok=True)
+        self._remove(self._path(array, name))
+
+    def _remove(self, path: Path) -> None:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as err:
+            raise self._unusable(err) from err
+
+    def visit(self, array: str, name: str, host: str) -> None:
+        """Write down that a volume, not made by us perhaps, is about to be on a host only to be copied."""
+        path = self._folder("visits") / self._path(array, name).name
+        self._put(path, {"array": array, "name": name, "host": host})
+
+    def visited(self, array: str, name: str) -> str | None:
+        """Tell on which host a volume was left, for nobody is on a visit when its lock is free."""
+        try:
+            return str(
+                json.loads((self.directory / "visits" / self._path(array, name).name).read_text())["host"]
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def visits(self, array: str) -> list[str]:
+        """List the volumes of ``array`` that are on a visit, or were left there."""
+        found = []
+        for path in sorted(self.directory.glob(f"visits/{_safe(array)}.*.json")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                fields = json.loads(path.read_text())
+                if fields["array"] == array:
+                    found.append(str(fields["name"]))
+        return found
+
+    def left(self, array: str, name: str) -> None:
+        """Write down that the visit is over."""
+        self._remove(self.directory / "visits" / self._path(array, name).name)
 
     @contextmanager
     def lock(self, array: str, name: str, *, seconds: float) -> Iterator[None]:
@@ -91,51 +139,82 @@ class Ledger:
         Raises: BusyError when another action held it for ``seconds``.
         """
         path = self._folder("locks") / f"{_safe(array)}.{_safe(name)}"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            deadline = Deadline(seconds)
-
-            def free() -> bool | None:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    return None
-                return True
-
-            try:
-                wait_until(free, deadline, f"Volume {name}", longest=0.2)
-            except Exception as err:
-                raise BusyError(
-                    f"Another action has been working on volume {name} for {seconds:.0f} s.",
-                    "Wait for it to end, then run the action again.",
-                ) from err
+            handle = wait_until(lambda: self._take(path), Deadline(seconds), f"Volume {name}", longest=0.2)
+        except DeadlineError as err:
+            raise BusyError(
+                f"Another action has been working on volume {name} for {seconds:.0f} s.",
+                "Wait for it to end, then run the action again.",
+            ) from err
+        try:
             yield
         finally:
+            # Names come and go; a file for each of them would stay for ever.
+            with suppress(OSError):
+                path.unlink()
             os.close(handle)
+
+    def _take(self, path: Path) -> int | None:
+        """Lock the file that bears the name now: its last holder may just have removed the one we opened."""
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as err:
+            raise self._unusable(err) from err
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+        return None
 
     def _folder(self, kind: str) -> Path:
         folder = self.directory / kind
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as err:
-            raise ConfigurationError(
-                f"The state directory {self.directory} cannot be used: {err.strerror}.",
-                "Set STATE_DIR in sanstone.conf to a directory of the user that runs oned.",
-            ) from err
+            raise self._unusable(err) from err
         return folder
+
+    def _unusable(self, err: OSError) -> ConfigurationError:
+        return ConfigurationError(
+            f"The state directory {self.directory} cannot be used: {err.strerror}.",
+            "It must be on a disk with free space and belong to the user that runs oned (STATE_DIR).",
+        )
 
     def _path(self, array: str, name: str) -> Path:
         return self.directory / "volumes" / f"{_safe(array)}.{_safe(name)}.json"
 
     def _write(self, entry: Entry) -> Entry:
-        path = self._folder("volumes") / self._path(entry.array, entry.name).name
-        temporary = path.with_suffix(f".{os.getpid()}")
-        with temporary.open("w") as file:
-            json.dump(asdict(entry), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        self._put(self._folder("volumes") / self._path(entry.array, entry.name).name, asdict(entry))
         return entry
+
+    def _put(self, path: Path, fields: dict[str, object]) -> None:
+        temporary = path.with_suffix(f".{os.getpid()}")
+        try:
+            with temporary.open("w") as file:
+                json.dump(fields, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync(path.parent)
+        except OSError as err:
+            with suppress(OSError):
+                temporary.unlink()
+            raise self._unusable(err) from err
+
+
+def _sync(directory: Path) -> None:
+    """Let a rename outlive a power failure."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _read(path: Path) -> Entry:
@@ -146,6 +225,8 @@ def _read(path: Path) -> Entry:
         fields["wwid"],
         fields["is_ready"],
         fields.get("is_doomed", False),
+        fields.get("content", ""),
+        fields.get("at", 0.0),
     )
 
 

@@ -10,45 +10,37 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from sanstone.arrays.base import Abilities, Claim, NewVolume, Placement
+from sanstone.arrays.base import Abilities, Claim, NameTakenError, NewVolume, Placement
 from sanstone.arrays.v7000 import codes
 from sanstone.arrays.v7000.codes import RefusedError
 from sanstone.arrays.v7000.facts import TARGET_QUESTIONS, Facts, read_targets
-from sanstone.arrays.v7000.flashcopy import FlashCopyMap, read_map, removal
-from sanstone.arrays.v7000.terminal import Row, Terminal, command, listing, rows
+from sanstone.arrays.v7000.flashcopy import FlashCopyMap, read_map, read_maps, removal, start
+from sanstone.arrays.v7000.mappings import Mappings
+from sanstone.arrays.v7000.reading import Found, read_volumes, volumes_where
+from sanstone.arrays.v7000.settling import rest, settle
+from sanstone.arrays.v7000.terminal import Answer, Row, Terminal, command, listing, rows
 from sanstone.errors import (
-    ArrayError,
     BusyError,
     CapacityError,
     ConfigurationError,
     ConflictError,
     ConnectError,
+    DeadlineError,
     NotFoundError,
+    NotSupportedError,
 )
-from sanstone.model import Capacity, Connection, Portal, Target, Volume
+from sanstone.model import MIB, Capacity, Connection, Volume
 from sanstone.settings import Settings
 from sanstone.transport.ssh import Login, SSHSession
-from sanstone.transport.waiting import Deadline, pause
+from sanstone.transport.waiting import Deadline
 
 __all__ = ["V7000"]
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_STALE = 4  # rounds of "read, then change" before a state that keeps moving is an error
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A volume with what only this module needs of it."""
-
-    volume: Volume
-    io_group: str
+_COPY_RATE = 50  # the box's own default
 
 
 class V7000:
@@ -61,9 +53,12 @@ class V7000:
         self.settings = settings
         self.name = settings.text("MGMT")
         self._terminal = Terminal(
-            SSHSession(_login(settings, state)), timeout=settings.seconds("COMMAND_TIMEOUT")
+            SSHSession(_login(settings, state)),
+            timeout=settings.seconds("COMMAND_TIMEOUT"),
+            patience=settings.seconds("SESSION_TIMEOUT"),
         )
         self._facts = Facts(state / "facts" if state else None, self._terminal.session.login.name)
+        self._mappings = Mappings(self._terminal, self._facts)
 
     @property
     def session(self) -> SSHSession:
@@ -71,6 +66,9 @@ class V7000:
 
     def close(self) -> None:
         self._terminal.session.close()
+
+    def refresh(self) -> None:
+        self._facts.forget()
 
     def source(self, name: str) -> str:
         """As the existing add-on spells it; only what follows the last dot is ever read."""
@@ -98,8 +96,8 @@ class V7000:
 
     def find_wwid(self, wwid: str) -> Volume | None:
         uid = wwid[1:].upper()
-        (section,) = self._terminal.ask(_volumes(f"vdisk_UID={uid}")).sections
-        found = _read_volumes(section)
+        (section,) = self._terminal.ask(volumes_where(f"vdisk_UID={uid}")).sections
+        found = read_volumes(section)
         return found[0].volume if found else None
 
     def mapped_hosts(self, name: str) -> tuple[str, ...]:
@@ -109,45 +107,99 @@ class V7000:
     # volumes
 
     def create(self, new: NewVolume, *, claim: Claim, host: str | None = None) -> Placement:
-        what = f"Volume {new.name} could not be made"
-        return self._settle(what, lambda: self._create(new, claim=claim, host=host))
+        is_sent = False
 
-    def _create(self, new: NewVolume, *, claim: Claim, host: str | None) -> Placement | None:
-        found, source = self._look(new.name, new.source) if new.source else (*self._look(new.name), None)
+        def send(steps: Sequence[str], then: Sequence[str]) -> Answer:
+            """Send what begins with making the volume, and know whether it may be ours now."""
+            nonlocal is_sent
+            try:
+                return self._terminal.change(*steps, then=then)
+            except RefusedError as refused:
+                if refused.code == codes.NAME_TAKEN and not refused.made and not is_sent:
+                    raise NameTakenError(
+                        f"Somebody else has just made a volume {new.name} on {self.name}.",
+                        "Rename it there, or delete it if nobody needs it, then run the action again.",
+                        details=refused.line,
+                    ) from refused
+                is_sent = is_sent or bool(refused.made) or refused.is_warning
+                raise
+            except (ConnectError, DeadlineError):
+                is_sent = True
+                raise
+
+        what = f"Volume {new.name} could not be made"
+        return settle(
+            self._terminal, self._facts, what, lambda: self._create(new, claim=claim, host=host, send=send)
+        )
+
+    def _create(
+        self,
+        new: NewVolume,
+        *,
+        claim: Claim,
+        host: str | None,
+        send: Callable[[Sequence[str], Sequence[str]], Answer],
+    ) -> Placement | None:
+        names = (new.name, new.source) if new.source else (new.name,)
+        found, source = (*self._look(*names, new=new, host=host), None)[:2]
         if new.source and source is None:
             raise NotFoundError(
                 f"Volume {new.source} is not on {self.name}.", "Was it deleted there by hand?"
             )
-        claim(found.volume if found else None)
         size = source.volume.size if source else new.size
-        if found and found.volume.size != size:
-            self._delete(new.name, Deadline(0.0))
-            return None
-        steps: list[str] = []
         if not found:
-            steps.append(self._make(new, size))
-        if source:
-            steps += self._missing_copy(new, found)
-        if host is None:
-            if steps:
-                self._terminal.change(*steps)
-                return None
-            assert found is not None
-            return Placement(found.volume)
-        alias = self._alias(host)
-        if self._targets() is None:
-            self._remember_targets(read_targets(self._terminal.ask(*TARGET_QUESTIONS).sections))
-        steps.append(command("mkvdiskhostmap", "-host", alias, new.name))
+            self._check_room(new.needs)
+        making = [] if found else [self._make(new, size)]
+        alias = self._mappings.alias(host) if host else None
+        claim(found.volume if found else None)
+        if found and found.volume.size != size:
+            self._delete(new.name, Deadline(0.0), wwid=found.volume.wwid)
+            return None
+        steps = [*making, *(self._missing_copy(new, found) if source else [])]
         if found:
-            for step in steps[:-1]:
+            for step in steps:
                 self._terminal.change(step)
-            connection = self.map(new.name, host)
-        else:
-            connection = self._connection(
-                new.name, host, self._terminal.change(*steps, then=self._questions(new.name)).sections
+            self._wait_for_start(new, None)
+            return Placement(found.volume, self.map(new.name, host) if host else None)
+        if alias:
+            steps.append(command("mkvdiskhostmap", "-host", alias, new.name))
+        asked = [listing("lsvdiskhostmap", new.name), volumes_where(f"name={new.name}")]
+        if new.source:
+            asked.append(listing("lsfcmap", "-filtervalue", f"source_vdisk_name={new.source}"))
+        mappings, volumes, *maps = send(steps, asked).sections
+        made = next(iter(read_volumes(volumes)), None)
+        if made is None:
+            return None
+        self._wait_for_start(new, read_maps(maps[0]) if maps else [])
+        return Placement(
+            made.volume, self._mappings.connection(new.name, host, [mappings, volumes]) if host else None
+        )
+
+    def _wait_for_start(self, new: NewVolume, maps: Sequence[FlashCopyMap] | None) -> None:
+        """Wait until a copy has begun: before that its target is offline.
+
+        ``maps`` is what was read a moment ago, None for nothing.
+
+        Raises: BusyError.
+        """
+        if new.source is None:
+            return
+        deadline, interval = Deadline(self._terminal.timeout), 0.1
+        found = self._map_named(new.name) if maps is None else _of_target(maps, new.name)
+        while found is not None and found.is_starting:
+            if deadline.is_over:
+                raise BusyError(
+                    f"The copy from {new.source} to {new.name} has not begun after {deadline.seconds:.0f} s.",
+                    "See its FlashCopy map on the box, then run the action again.",
+                )
+            rest(self._terminal, min(interval, deadline.left))
+            interval = min(interval * 1.5, 5.0)
+            found = self._map_named(new.name)
+        if found is not None and (found.status == "stopped" or found.is_stopping):
+            raise BusyError(
+                f"The copy from {new.source} to {new.name} was stopped by {self.name}.",
+                "See its event log, then run the action again.",
             )
-        volume = Volume(new.name, connection.wwid, connection.size, found.volume.pool if found else "")
-        return Placement(volume, connection)
 
     def _make(self, new: NewVolume, size: int) -> str:
         """Spell the command that makes the volume, for the kind of pool that it goes to."""
@@ -156,26 +208,31 @@ class V7000:
         rsize = get.integer("SNAPSHOT_RSIZE" if new.is_linked else "RSIZE")
         is_thin = get.flag("THIN_PROVISION") or new.is_linked
         known = self._pools()
-        pool = (
-            pools[0] if len(pools) == 1 else max(pools, key=lambda name: known.get(name, {}).get("free", 0))
-        )
+        copies = get.integer("COPIES")
+        pool = max(pools, key=lambda name: int(known.get(name, {}).get("free_capacity", 0)))
         if known.get(pool, {}).get("data_reduction") == "yes":
+            if copies == 2:
+                raise NotSupportedError(
+                    f"COPIES=2 in the data reduction pool {pool} is not supported yet.",
+                    "Use a standard pool, or COPIES=1.",
+                )
             thin = ["-thin", "-buffersize", f"{rsize}%"] if is_thin else []
             return command(
                 "mkvolume", "-name", new.name, "-pool", pool, "-size", str(size), "-unit", "b",
                 *thin, "-iogrp", get.text("IO_GROUP"),
             )  # fmt: skip
-        copies = get.integer("COPIES")
         if copies == 2:
             pool = f"{pools[0]}:{pools[-1]}"
         thin = ["-rsize", f"{rsize}%", "-autoexpand", "-grainsize", get.text("GRAINSIZE")] if is_thin else []
+        if new.source and not is_thin:
+            thin = ["-nofmtdisk"]  # all of it is copied, and a map waits for no formatting
         return command(
             "mkvdisk", "-name", new.name, "-mdiskgrp", pool, "-iogrp", get.text("IO_GROUP"),
             "-size", str(size), "-unit", "b", "-vtype", get.text("VTYPE"), *thin,
             "-copies", str(copies), "-syncrate", str(get.integer("SYNC_RATE")), "-cache", "readwrite",
         )  # fmt: skip
 
-    def _missing_copy(self, new: NewVolume, found: _Found | None) -> list[str]:
+    def _missing_copy(self, new: NewVolume, found: Found | None) -> list[str]:
         """Work out what a FlashCopy from the source still lacks; the map bears the target's name."""
         assert new.source is not None
         existing = self._map_named(new.name) if found else None
@@ -189,7 +246,7 @@ class V7000:
                 "It is not the one that this action needs: see what it is for, then remove or rename it.",
             )
         if existing is None or existing.has_not_begun:
-            steps.append(command("startfcmap", "-prep", new.name))
+            steps.append(start(new.name, existing))
         return steps
 
     def _make_map(self, source: str, target: str, rate: int) -> str:
@@ -201,10 +258,21 @@ class V7000:
         )  # fmt: skip
 
     def copy(self, source: str, target: str) -> None:
-        self._settle(f"Volume {source} could not be copied to {target}", lambda: self._copy(source, target))
+        settle(
+            self._terminal,
+            self._facts,
+            f"Volume {source} could not be copied to {target}",
+            lambda: self._copy(source, target),
+        )
 
     def _copy(self, source: str, target: str) -> bool:
-        origin, found = self._look(source, target)
+        *volumes, mappings, section = self._terminal.ask(
+            volumes_where(f"name={source}"),
+            volumes_where(f"name={target}"),
+            listing("lsvdiskhostmap", target),
+            listing("lsfcmap", target),
+        ).sections
+        origin, found = (next(iter(read_volumes(each)), None) for each in volumes)
         for name, each in ((source, origin), (target, found)):
             if each is None:
                 raise NotFoundError(f"Volume {name} is not on {self.name}.", "Was it deleted by hand?")
@@ -215,8 +283,14 @@ class V7000:
                 f"{source} has {origin.volume.size} bytes and {target} {found.volume.size}: "
                 "the box copies between equal sizes only."
             )
+        if rows(mappings):
+            raise ConflictError(f"{target} is in use: the box does not copy to it.")
         steps = []
-        existing = self._map_named(target)
+        existing = read_map(section)
+        if existing is not None and (existing.source, existing.target) != (source, target):
+            raise ConflictError(
+                f"{self.name} has a FlashCopy map {target} from {existing.source} to {existing.target}."
+            )
         if existing is not None and not existing.has_not_begun:
             if existing.is_independent:
                 steps.append(command("rmfcmap", target))
@@ -224,13 +298,20 @@ class V7000:
             else:
                 return True
         if existing is None:
-            steps.append(self._make_map(source, target, self.settings.integer("COPYRATE")))
-        steps.append(command("startfcmap", "-prep", target))
+            # a saved disk outlives its VM, so that it may not depend on it
+            steps.append(self._make_map(source, target, self.settings.integer("COPYRATE") or _COPY_RATE))
+        steps.append(start(target, existing))
         self._terminal.change(*steps)
+        self._wait_for_start(NewVolume(target, source=source), None)
         return True
 
     def resize(self, name: str, size: int) -> None:
-        self._settle(f"Volume {name} could not be expanded", lambda: self._resize(name, size))
+        settle(
+            self._terminal,
+            self._facts,
+            f"Volume {name} could not be expanded",
+            lambda: self._resize(name, size),
+        )
 
     def _resize(self, name: str, size: int) -> bool | None:
         (found,) = self._look(name)
@@ -242,185 +323,139 @@ class V7000:
         try:
             self._terminal.change(command("expandvdisksize", "-size", str(missing), "-unit", "b", name))
         except RefusedError as refused:
-            if refused.code in codes.NO_EXTENTS:
+            if refused.code in codes.NO_EXTENTS or refused.code == codes.FORMATTING:
                 raise
             raise ConflictError(
                 f"{self.name} cannot expand {name} in its present state: {refused.code} {refused.text}"
             ) from refused
-        return None
+        return True
 
-    def delete(self, name: str, *, wait: float) -> None:
+    def delete(self, name: str, *, wait: float, host: str | None = None, wwid: str | None = None) -> bool:
         deadline = Deadline(wait)
-        self._settle(f"Volume {name} could not be deleted", lambda: self._delete(name, deadline))
+        is_thorough = False
 
-    def _delete(self, name: str, deadline: Deadline) -> bool:
+        def attempt() -> bool | None:
+            nonlocal is_thorough
+            try:
+                return self._delete(name, deadline, host, wwid, is_thorough=is_thorough)
+            except RefusedError:
+                is_thorough = True
+                raise
+
+        return settle(self._terminal, self._facts, f"Volume {name} could not be deleted", attempt, deadline)
+
+    def _delete(
+        self,
+        name: str,
+        deadline: Deadline,
+        host: str | None = None,
+        wwid: str | None = None,
+        *,
+        is_thorough: bool = False,
+    ) -> bool | None:
         """Delete a volume if it is there: its FlashCopy maps first, never a mapped one."""
-        volumes, mappings, maps = self._terminal.ask(
-            _volumes(f"name={name}"), listing("lsvdiskhostmap", name), listing("lsvdiskfcmappings", name)
-        ).sections
-        if not _read_volumes(volumes):
+        # the map of our own copies bears the name of its target
+        asked = [volumes_where(f"name={name}"), listing("lsvdiskhostmap", name), listing("lsfcmap", name)]
+        if host is None:
+            volumes, mappings, own = self._terminal.ask(*asked).sections
+        else:
+            change = self._mappings.unmapping(name, host)
+            answer = self._terminal.attempt(change, *asked)
+            _, volumes, mappings, own = answer.sections
+            if not self._mappings.is_unmapped(host, answer, mappings, change):
+                return None
+        found = next(iter(read_volumes(volumes)), None)
+        if found is None:
             return True
+        if wwid is not None and found.volume.wwid != wwid:
+            return False
         hosts = [row["host_name"] for row in rows(mappings)]
         if hosts:
             raise ConflictError(
                 f"Volume {name} is still mapped to {', '.join(hosts)} on {self.name}.",
                 "Detach it there first.",
             )
-        numbers = [row["id"] for row in rows(maps)]
-        steps = [step for each in self._wait_for_readers(name, numbers, deadline) for step in removal(each)]
-        self._terminal.change(*steps, command("rmvdisk", name))
+        known = None if is_thorough else self._known_maps(found, read_map(own))
+        maps = self._wait_for_readers(name, self._maps_of(name) if known is None else known, deadline)
+        self._terminal.change(*(step for each in maps for step in removal(each)), command("rmvdisk", name))
         return True
 
-    def _wait_for_readers(self, name: str, numbers: Sequence[str], deadline: Deadline) -> list[FlashCopyMap]:
-        """Wait until no copy reads from the volume any more; return the maps that are left then."""
+    @staticmethod
+    def _known_maps(found: Found, own: FlashCopyMap | None) -> list[FlashCopyMap] | None:
+        """List a volume's FlashCopy maps without a further question: ``own`` is what bears its name."""
+        is_own = own is not None and found.volume.name in (own.source, own.target)
+        if found.maps == 0 and not is_own:
+            return []
+        return [own] if found.maps in (0, 1) and own is not None and is_own else None
+
+    def _maps_of(self, name: str) -> list[FlashCopyMap]:
+        """Ask for a volume's FlashCopy maps; what bears one of their names by now may be another one."""
+        (section,) = self._terminal.ask(listing("lsvdiskfcmappings", name)).sections
+        names = [row.get("name") or row.get("fc_name", "") for row in rows(section)]
+        return [each for each in self._maps(names) if name in (each.source, each.target)]
+
+    def _wait_for_readers(
+        self, name: str, maps: list[FlashCopyMap], deadline: Deadline
+    ) -> list[FlashCopyMap]:
+        """Wait until no copy reads from the volume and none is stopping; return the maps that are left."""
         interval = 0.1
         while True:
-            maps = self._maps(numbers)
+            stopping = [each for each in maps if each.is_stopping]
             reading = [each for each in maps if each.source == name and each.reads_source]
-            if not reading:
+            if not reading and not stopping:
                 return maps
-            bound = [each.target for each in reading if each.copy_rate == 0]
+            bound = [each.target for each in reading if each.copy_rate == 0 and not each.is_stopping]
             if bound:
                 raise ConflictError(
                     f"Volume {name} is what {', '.join(bound)} depends on.",
                     "Terminate the VMs that use those volumes first.",
                 )
             if deadline.is_over:
-                slowest = min(reading, key=lambda each: each.progress)
+                slowest = min(reading or stopping, key=lambda each: each.progress)
                 raise BusyError(
-                    f"Volume {name} is still being copied to {slowest.target} ({slowest.progress} %).",
+                    f"Volume {name} is still being copied to {slowest.target} ({slowest.progress} %)."
+                    if reading
+                    else f"The copy from {slowest.source} to {slowest.target} is still being stopped.",
                     "It can be deleted when that copy is complete.",
                 )
-            pause(min(interval, deadline.left))
+            rest(self._terminal, min(interval, deadline.left))
             interval = min(interval * 1.5, 5.0)
+            maps = self._maps_of(name)
 
     # mappings
 
     def map(self, name: str, host: str, *, is_shared: bool = False) -> Connection:
-        what = f"Volume {name} could not be mapped to {host}"
-        return self._settle(what, lambda: self._map(name, host, is_shared=is_shared))
-
-    def _map(self, name: str, host: str, *, is_shared: bool) -> Connection:
-        alias = self._facts.get(f"host {host}") or host
-        force = ["-force"] if is_shared else []
-        change = command("mkvdiskhostmap", *force, "-host", alias, name)
-        answer = self._terminal.attempt(change, *self._questions(name))
-        mappings, volumes = rows(answer.sections[1]), _read_volumes(answer.sections[2])
-        if any(row["host_name"] == alias for row in mappings):
-            return self._connection(name, host, answer.sections[1:], alias)
-        if not volumes:
-            raise NotFoundError(f"Volume {name} is not on {self.name}.", "Was it deleted there by hand?")
-        refused = answer.codes()
-        if codes.MAPPED_TO_OTHER in refused or (mappings and codes.MAPPED_OTHER_LUN in refused):
-            others = ", ".join(row["host_name"] for row in mappings)
-            raise ConflictError(
-                f"Volume {name} is mapped to {others} already: {host} does not get it too.",
-                "See whether a VM still runs there; if not, detach the volume from it first.",
-            )
-        if refused & codes.ABSENT and self._alias(host) != alias:
-            return self._map(name, host, is_shared=is_shared)
-        complaint = answer.complaints[0] if answer.complaints else "no reason given"
-        code, text = codes.find_code(complaint) or ("", complaint)
-        raise RefusedError(self.name, code, text, change)
+        return self._mappings.map(name, host, is_shared=is_shared)
 
     def unmap(self, name: str, host: str) -> None:
-        self._settle(f"Volume {name} could not be unmapped from {host}", lambda: self._unmap(name, host))
-
-    def _unmap(self, name: str, host: str) -> bool:
-        alias = self._facts.get(f"host {host}") or host
-        change = command("rmvdiskhostmap", "-host", alias, name)
-        answer = self._terminal.attempt(change, listing("lsvdiskhostmap", name))
-        left = {row["host_name"] for row in rows(answer.sections[1])}
-        if alias not in left and not left & set(_spellings(host)):
-            return True
-        if alias not in left:
-            self._facts.put(f"host {host}", (left & set(_spellings(host))).pop())
-            return self._unmap(name, host)
-        complaint = answer.complaints[0] if answer.complaints else "no reason given"
-        code, text = codes.find_code(complaint) or ("", complaint)
-        raise RefusedError(self.name, code, text, change)
-
-    def _questions(self, name: str) -> list[str]:
-        """What tells all about a mapping: LUNs, volume, and the targets if they are not known yet."""
-        asked = [listing("lsvdiskhostmap", name), _volumes(f"name={name}")]
-        return asked if self._targets() is not None else [*asked, *TARGET_QUESTIONS]
-
-    def _connection(
-        self, name: str, host: str, sections: Sequence[Sequence[str]], alias: str | None = None
-    ) -> Connection:
-        """Read the answers to ``_questions``."""
-        if len(sections) > 2:
-            self._remember_targets(read_targets(sections[2:]))
-        alias = alias or self._alias(host)
-        mapping = next((row for row in rows(sections[0]) if row["host_name"] == alias), None)
-        volumes = _read_volumes(sections[1])
-        if mapping is None or not volumes:
-            raise ArrayError(
-                f"{self.name} mapped {name} to {host} but does not list it.", "Run the action again."
-            )
-        found = volumes[0]
-        groups = self._targets() or {}
-        targets = groups.get(found.io_group) or [each for group in groups.values() for each in group]
-        if not targets:
-            self._facts.forget()
-            raise ConfigurationError(
-                f"{self.name} has no iSCSI address that serves hosts.",
-                "Configure its iSCSI ports (cfgportip).",
-            )
-        volume = found.volume
-        return Connection(name, volume.wwid, volume.size, int(mapping["SCSI_id"]), tuple(targets))
-
-    def _alias(self, host: str) -> str:
-        """Find what the box calls a host: the same name, or its first label, or the longer name.
-
-        Raises: ConfigurationError when it is not registered.
-        """
-        known = self._facts.get(f"host {host}")
-        if known:
-            return str(known)
-        (section,) = self._terminal.ask(listing("lshost")).sections
-        there = [row["name"] for row in rows(section)]
-        for name in _spellings(host):
-            if name in there:
-                self._facts.put(f"host {host}", name)
-                return name
-        longer = [name for name in there if name.split(".", 1)[0] == host]
-        if len(longer) == 1:
-            self._facts.put(f"host {host}", longer[0])
-            return longer[0]
-        raise ConfigurationError(
-            f"Host {host} is not registered on {self.name}; it knows {', '.join(there) or 'no host'}.",
-            f"Register it there: mkhost -iscsiname INITIATOR -name {host.split('.', 1)[0]}",
-        )
+        self._mappings.unmap(name, host)
 
     # facts
 
-    def _targets(self) -> dict[str, list[Target]] | None:
-        known = self._facts.get("targets")
-        if known is None:
-            return None
-        return {
-            group: [Target(iqn, tuple(Portal(each) for each in addresses)) for iqn, addresses in targets]
-            for group, targets in known.items()
-        }
-
-    def _remember_targets(self, groups: dict[str, list[Target]]) -> None:
-        self._facts.put(
-            "targets",
-            {
-                group: [[each.iqn, [portal.address for portal in each.portals]] for each in targets]
-                for group, targets in groups.items()
-            },
-        )
-
     def _pools(self) -> dict[str, Row]:
         known: dict[str, Row] | None = self._facts.get("pools")
-        if known is None or len(self.settings.words("MDISK_GROUP")) > 1:
+        if known is None:
             (section,) = self._terminal.ask(listing("lsmdiskgrp", "-bytes")).sections
-            self._check(rows(section), None)
-            known = {row["name"]: row for row in rows(section)}
-            self._facts.put("pools", known)
+            known = self._remember_pools(rows(section))
         return known
+
+    def _remember_pools(self, pools: Sequence[Row]) -> dict[str, Row]:
+        self._check(pools, None)
+        known = {row["name"]: row for row in pools}
+        self._facts.put("pools", known)
+        return known
+
+    def _check_room(self, needs: int) -> None:
+        if not needs:
+            return
+        known = self._pools()
+        free = sum(int(known[name]["free_capacity"]) for name in set(self.settings.words("MDISK_GROUP")))
+        if needs > free:
+            raise CapacityError(
+                f"The pool on {self.name} has {free // MIB} MiB free, "
+                f"the image needs {-(-needs // MIB)} MiB.",
+                "Free space in the pool or choose another datastore.",
+            )
 
     def _check(self, pools: Sequence[Row], groups: Sequence[Row] | None) -> None:
         there = [row["name"] for row in pools]
@@ -441,13 +476,33 @@ class V7000:
 
     # reading
 
-    def _look(self, *names: str) -> tuple[_Found | None, ...]:
-        answer = self._terminal.ask(*(_volumes(f"name={name}") for name in names))
-        found = []
-        for name, section in zip(names, answer.sections, strict=True):
-            match = [each for each in _read_volumes(section) if each.volume.name == name]
-            found.append(match[0] if match else None)
-        return tuple(found)
+    def _look(
+        self, *names: str, new: NewVolume | None = None, host: str | None = None
+    ) -> tuple[Found | None, ...]:
+        """Look volumes up; learn in the same line what making ``new`` and mapping it to ``host`` takes."""
+        asked = [volumes_where(f"name={name}") for name in names]
+        further: list[tuple[Sequence[str], Callable[[Sequence[Sequence[str]]], object]]] = []
+        if host is not None and self._mappings.targets() is None:
+            further.append(
+                (TARGET_QUESTIONS, lambda found: self._mappings.remember_targets(read_targets(found)))
+            )
+        if host is not None and self._facts.get(f"host {host}") is None:
+            further.append(([listing("lshost")], lambda found: self._mappings.find_alias(host, found[0])))
+        if new is not None and (
+            new.needs or self._facts.get("pools") is None or len(self.settings.words("MDISK_GROUP")) > 1
+        ):
+            pools = [listing("lsmdiskgrp", "-bytes")]
+            further.append((pools, lambda found: self._remember_pools(rows(found[0]))))
+        more = [question for questions, _ in further for question in questions]
+        sections = list(self._terminal.ask(*asked, *more).sections)
+        answers, rest = sections[: len(names)], sections[len(names) :]
+        for questions, learn in further:
+            learn(rest[: len(questions)])
+            rest = rest[len(questions) :]
+        return tuple(
+            next((each for each in read_volumes(section) if each.volume.name == name), None)
+            for name, section in zip(names, answers, strict=True)
+        )
 
     def _map_named(self, name: str) -> FlashCopyMap | None:
         (section,) = self._terminal.ask(listing("lsfcmap", name)).sections
@@ -459,87 +514,21 @@ class V7000:
         sections = self._terminal.ask(*(listing("lsfcmap", number) for number in numbers)).sections
         return [each for each in map(read_map, sections) if each is not None]
 
-    def _settle(self, what: str, attempt: Callable[[], T | None]) -> T:
-        """Repeat ``attempt`` until the state it brings about is there (it returns something).
 
-        A refusal means that the state was not as read; a broken session, that it is not known: both are
-        answered by reading again, once each, and only then by an error.
-        """
-        excused: set[str] = set()
-        for _ in range(_STALE):
-            try:
-                settled = attempt()
-            except RefusedError as refused:
-                if refused.code in excused or refused.code not in _MOVED:
-                    if refused.code in codes.NO_EXTENTS:
-                        raise CapacityError(
-                            f"{what}: the pool on {self.name} is full ({refused.code}).",
-                            "Free space in the pool or add storage to it.",
-                            details=refused.line,
-                        ) from refused
-                    raise refused.as_error(what) from refused
-                excused.add(refused.code)
-                pause(0.2)
-            except ConnectError:
-                if "connection" in excused:
-                    raise
-                excused.add("connection")
-            else:
-                if settled is not None:
-                    return settled
-        raise BusyError(f"{what}: its state on {self.name} keeps changing.", "Run the action again.")
-
-
-_MOVED = frozenset(
-    {
-        *codes.ABSENT,
-        codes.NAME_TAKEN,
-        codes.VOLUME_IN_USE,
-        codes.MAPPED_TO_HOST,
-        codes.LUN_TAKEN,
-        codes.MAP_WRONG_STATE,
-        codes.MAP_ALREADY_COPYING,
-        codes.MAP_ALREADY_STOPPED,
-        codes.MAP_EXISTS,
-        codes.FORCE_MISSING,
-    }
-)
-
-
-def _spellings(host: str) -> tuple[str, ...]:
-    return (host, host.split(".", 1)[0])
-
-
-def _volumes(condition: str) -> str:
-    return listing("lsvdisk", "-bytes", "-filtervalue", condition)
-
-
-def _read_volumes(section: Sequence[str]) -> list[_Found]:
-    return [
-        _Found(
-            Volume(
-                row["name"],
-                "3" + row["vdisk_UID"].lower(),
-                int(row["capacity"]),
-                row["mdisk_grp_name"],
-                is_online=row["status"] != "offline",
-            ),
-            row.get("IO_group_name", ""),
-        )
-        for row in rows(section)
-    ]
+def _of_target(maps: Sequence[FlashCopyMap], target: str) -> FlashCopyMap | None:
+    return next((each for each in maps if each.target == target), None)
 
 
 def _login(settings: Settings, state: Path | None) -> Login:
-    key = settings.text("MGMT_KEY")
     return Login(
         settings.text("MGMT"),
         settings.integer("MGMT_PORT"),
         settings.text("MGMT_USER"),
         settings.secret("MGMT_PASSWORD"),
-        Path(key).expanduser() if key else None,
+        settings.path("MGMT_KEY") if settings.text("MGMT_KEY") else None,
         (settings.path("MGMT_KNOWN_HOSTS"),),
         settings.seconds("CONNECT_TIMEOUT"),
         settings.integer("ARRAY_SESSIONS"),
         state / "sessions" if state else None,
+        settings.seconds("SESSION_TIMEOUT"),
     )

@@ -37,9 +37,11 @@ FORMATTING = "CMMVC8587E"
 TOO_MANY_SESSIONS = "CMMVC7017E"
 FORCE_MISSING = "CMMVC6045E"
 LICENCE_WARNING = "CMMVC6372W"
+NOT_STABLE = "CMMVC5786E"
 
 ABSENT = frozenset({OBJECT_ABSENT_ID, OBJECT_ABSENT_NAME, OBJECT_NAMED_ABSENT, VOLUME_ABSENT})
 NO_EXTENTS = frozenset({NO_EXTENTS_CREATE, NO_EXTENTS_EXPAND})
+UNKNOWN_COMMAND = frozenset({"CMMVC7205E", "CMMVC5987E"})
 
 _CODE = re.compile(r"\b(CMMVC\d{4}[EWI])\b[ :]*(.*)")
 
@@ -53,6 +55,7 @@ _FAMILIES: dict[str, tuple[type[SanstoneError], str]] = {
     **dict.fromkeys(NO_EXTENTS, (CapacityError, "Free space in the pool or add storage to it.")),
     MAP_WRONG_STATE: (BusyError, "Wait for the FlashCopy map to settle, then run the action again."),
     FORMATTING: (BusyError, "Wait until the box has formatted the volume, then run the action again."),
+    NOT_STABLE: (BusyError, "Run the action again when the box is stable."),
     TOO_MANY_SESSIONS: (BusyError, "Close other logins on the box, or lower ARRAY_SESSIONS."),
     "CMMVC5709E": (ConfigurationError, "The box's firmware does not know an option that was used."),
     "CMMVC5738E": (ConfigurationError, "A name is longer than the box allows."),
@@ -61,14 +64,20 @@ _FAMILIES: dict[str, tuple[type[SanstoneError], str]] = {
 
 
 class RefusedError(Exception):
-    """The box refused a command line: its code, its words, and the line."""
+    """The box refused a command line: its code, its words, the line, how many objects it had made."""
 
-    def __init__(self, box: str, code: str, text: str, line: str) -> None:
+    def __init__(self, box: str, code: str, text: str, line: str, *, made: int = 0) -> None:
         super().__init__(f"{code} {text}")
         self.box = box
         self.code = code
         self.text = text
         self.line = line
+        self.made = made
+
+    @property
+    def is_warning(self) -> bool:
+        """The work was done all the same."""
+        return self.code.endswith("W")
 
     def as_error(self, what: str) -> SanstoneError:
         """Say what failed (``what``, a whole clause) in terms of the family the code belongs to."""

@@ -6,7 +6,9 @@ Kept in a small file per box for ``LIFETIME`` seconds, and thrown away when an a
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -18,9 +20,11 @@ from sanstone.model import Portal, Target
 
 __all__ = ["LIFETIME", "TARGET_QUESTIONS", "Facts", "read_targets"]
 
+log = logging.getLogger(__name__)
+
 LIFETIME = 600.0
 
-TARGET_QUESTIONS = (listing("lsnodecanister"), listing("lsportip"), listing("lsip"))
+TARGET_QUESTIONS = (listing("lsnodecanister"), listing("lsportip"), listing("lsip"), listing("lsnode"))
 
 
 class Facts:
@@ -44,14 +48,18 @@ class Facts:
         if self._path is None:
             return
         temporary = self._path.with_suffix(f".{os.getpid()}")
-        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        temporary.write_text(json.dumps(known))
-        temporary.replace(self._path)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            temporary.write_text(json.dumps(known))
+            temporary.replace(self._path)
+        except OSError as err:  # what cannot be remembered is asked again
+            log.info("%s cannot be kept: %s", self._path, err.strerror)
 
     def forget(self) -> None:
         self._known = {}
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     def _load(self) -> dict[str, Any]:
         if self._known is None:
@@ -69,27 +77,30 @@ def read_targets(sections: Sequence[Sequence[str]]) -> dict[str, list[Target]]:
 
     One target per canister; its portals are the addresses in use for hosts. Older firmware lists them with
     lsportip (rows with failover=yes are a partner's address, taken over in need), 8.4.2 and newer with lsip.
+    An SVC has lsnode instead of lsnodecanister.
     """
-    nodes, ports, addresses = (rows(section) for section in sections)
+    canisters, ports, addresses, nodes = (rows(section) for section in sections)
     portals: dict[str, list[Portal]] = {}
     for row in ports:
-        if _serves_hosts(row):
-            portals.setdefault(row["node_name"], []).append(Portal(row["IP_address"]))
+        if _is_in_use(row):
+            for kind in ("", "_6"):
+                if row.get(f"IP_address{kind}") and row.get(f"host{kind}", "yes") in ("yes", ""):
+                    portals.setdefault(_node(row), []).append(Portal(row[f"IP_address{kind}"]))
     for row in addresses:
-        if row.get("IP_address") and row.get("node_name"):
-            portals.setdefault(row["node_name"], []).append(Portal(row["IP_address"]))
+        if row.get("IP_address"):
+            portals.setdefault(_node(row), []).append(Portal(row["IP_address"]))
     groups: dict[str, list[Target]] = {}
-    for node in nodes:
-        found = tuple(dict.fromkeys(portals.get(node.get("name", ""), ())))
+    for node in canisters or nodes:
+        found = tuple(dict.fromkeys(portals.get(node.get("id", ""), ())))
         if found and node.get("iscsi_name"):
             groups.setdefault(node.get("IO_group_name", ""), []).append(Target(node["iscsi_name"], found))
     return groups
 
 
-def _serves_hosts(row: Row) -> bool:
-    return bool(
-        row.get("IP_address")
-        and row.get("failover", "no") == "no"
-        and row.get("state", "") in ("configured", "online")
-        and row.get("host", "yes") in ("yes", "")
-    )
+def _node(row: Row) -> str:
+    """The node that an address is on: by its number, for not every listing has its name."""
+    return row.get("node_id", "")
+
+
+def _is_in_use(row: Row) -> bool:
+    return row.get("failover", "no") == "no" and row.get("state", "") in ("configured", "online")

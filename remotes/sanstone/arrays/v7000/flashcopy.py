@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sanstone.arrays.v7000.terminal import command, detail
+from sanstone.arrays.v7000.terminal import Row, command, detail, rows
 
-__all__ = ["FlashCopyMap", "read_map", "removal"]
+__all__ = ["FlashCopyMap", "read_map", "read_maps", "removal", "start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,21 @@ class FlashCopyMap:
 
     @property
     def has_not_begun(self) -> bool:
-        """Made, but never started: what a cut between the two leaves."""
-        return self.status in ("idle_or_copied", "prepared") and not self.is_independent
+        """Made, but not started: what a cut between the two leaves, or a flush that failed.
+
+        The target has no contents yet that anybody could have used.
+        """
+        return self.status in ("idle_or_copied", "prepared", "stopped") and not self.is_independent
+
+    @property
+    def is_starting(self) -> bool:
+        """The target is offline until the caches are flushed."""
+        return self.status in ("preparing", "prepared")
+
+    @property
+    def is_stopping(self) -> bool:
+        """On its way to stopped or idle, which can take as long as others need what the target has."""
+        return self.status == "stopping"
 
     @property
     def reads_source(self) -> bool:
@@ -43,16 +56,33 @@ class FlashCopyMap:
 def read_map(section: Sequence[str]) -> FlashCopyMap | None:
     """Read the detailed view of a map, None when there was none."""
     found = detail(section)
-    if "status" not in found:
-        return None
+    return _read(found) if "status" in found else None
+
+
+def read_maps(section: Sequence[str]) -> list[FlashCopyMap]:
+    """Read the concise view."""
+    return [_read(row) for row in rows(section)]
+
+
+def _read(found: Row) -> FlashCopyMap:
     return FlashCopyMap(
         found["name"],
         found["source_vdisk_name"],
         found["target_vdisk_name"],
         found["status"],
-        int(found.get("progress") or 0),
-        int(found.get("copy_rate") or 0),
+        _percent(found.get("progress", "")),
+        _percent(found.get("copy_rate", "")),
     )
+
+
+def _percent(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def start(name: str, existing: FlashCopyMap | None = None) -> str:
+    """Spell the command that starts a map, which must not be prepared a second time."""
+    is_prepared = existing is not None and existing.status == "prepared"
+    return command("startfcmap", *([] if is_prepared else ["-prep"]), name)
 
 
 def removal(each: FlashCopyMap) -> list[str]:

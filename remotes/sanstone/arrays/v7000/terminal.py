@@ -27,6 +27,10 @@ Row = dict[str, str]
 _DELIMITER = "!"
 _PLAIN = re.compile(r"[A-Za-z0-9_.:%+=-]+")
 _QUOTED = re.compile(r"[A-Za-z0-9_.:%+= -]+")
+_COMPLAINT = re.compile(r"CMMVC\d{4}[EW]\b")
+_PROBED = ("lsnode", "lsportip", "lsip")
+"""Commands that not every family and firmware has."""
+_HARMLESS = codes.ABSENT | codes.UNKNOWN_COMMAND | {codes.NOT_MAPPED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +84,32 @@ def detail(section: Sequence[str]) -> Row:
 
 
 class Terminal:
-    """Command lines on one box, each within ``timeout`` seconds, patient while no session is free."""
+    """Command lines on one box, each within ``timeout`` seconds.
 
-    def __init__(self, session: SSHSession, *, timeout: float) -> None:
+    Before that, ``patience`` seconds may pass until a session is free.
+    """
+
+    def __init__(self, session: SSHSession, *, timeout: float, patience: float | None = None) -> None:
         self.session = session
         self.timeout = timeout
+        self.patience = timeout if patience is None else patience
 
     @property
     def name(self) -> str:
         return self.session.login.address
 
     def ask(self, *commands: str) -> Answer:
-        """Run reading commands; one that is refused has an empty section and a complaint."""
-        reply = self._execute(";echo;".join(commands))
-        return Answer(_sections(reply, len(commands), self.name), _lines(reply.stderr))
+        """Run reading commands; one about an object that is not there has an empty section and a complaint.
+
+        Raises: ArrayError or what else a refusal means: nothing is taken to be absent because of it.
+        """
+        line = ";echo;".join(commands)
+        answer = _answer(self._execute(line), len(commands), self.name)
+        for complaint in answer.complaints:
+            if _is_refusal(complaint, answer.sections):
+                code, text = find_code(complaint) or ("", complaint)
+                raise RefusedError(self.name, code, text, line).as_error("A question was not answered")
+        return answer
 
     def change(self, *commands: str, then: Sequence[str] = ()) -> Answer:
         """Run changing commands up to the first refusal, then reading ones.
@@ -105,14 +121,22 @@ class Terminal:
         reply = self._execute(line)
         if reply.code != 0:
             raise self._refused(reply, line)
-        for complaint in _lines(reply.stderr):
+        answer = _answer(reply, len(then) + 1, self.name)
+        for complaint in answer.complaints:
             log.warning("%s: %s", self.name, complaint)
-        return Answer(_sections(reply, len(then) + 1, self.name)[1:], _lines(reply.stderr))
+        return Answer(answer.sections[1:], answer.complaints)
 
     def attempt(self, change: str, *reading: str) -> Answer:
-        """Run one changing command and, whatever became of it, reading ones: the first section is its own."""
-        reply = self._execute(";echo;".join([change, *reading]))
-        return Answer(_sections(reply, len(reading) + 1, self.name), _lines(reply.stderr))
+        """Run one changing command and, whatever became of it, reading ones: the first section is its own.
+
+        Raises: as ``ask``, for the reading ones.
+        """
+        answer = _answer(self._execute(";echo;".join([change, *reading])), len(reading) + 1, self.name)
+        own, *rest = answer.sections
+        if any(_is_refusal(complaint, rest) for complaint in answer.complaints):
+            # Whose refusal it is cannot be seen, and what could not be read is not absent.
+            rest = list(self.ask(*reading).sections)
+        return Answer((own, *rest), answer.complaints)
 
     def _refused(self, reply: Reply, line: str) -> RefusedError | ArrayError:
         found = find_code(reply.stderr) or find_code(reply.stdout)
@@ -122,20 +146,21 @@ class Terminal:
                 "See the box's event log.",
                 details=f"{line}\n{reply.stdout}{reply.stderr}",
             )
-        return RefusedError(self.name, *found, line)
+        return RefusedError(self.name, *found, line, made=reply.stdout.count("successfully created"))
 
     def _execute(self, line: str) -> Reply:
-        deadline = Deadline(self.timeout)
+        deadline = Deadline(self.patience)
         interval = 0.1
         while True:
-            reply = self.session.execute(line, deadline=deadline)
+            self.session.reserve()
+            reply = self.session.execute(line, deadline=Deadline(self.timeout))
             busy = find_code(reply.stdout.split("\n", 1)[0] or reply.stderr)
             if busy is None or busy[0] != codes.TOO_MANY_SESSIONS:
                 return reply
             self.session.close()
             if deadline.left < interval:
                 raise BusyError(
-                    f"{self.name} had no session free for {self.timeout:.0f} s ({busy[0]}).",
+                    f"{self.name} had no session free for {self.patience:.0f} s ({busy[0]}).",
                     "Close other logins on the box, or lower ARRAY_SESSIONS, then run the action again.",
                 )
             pause(interval)
@@ -144,6 +169,26 @@ class Terminal:
 
 def _lines(text: str) -> tuple[str, ...]:
     return tuple(line for line in text.splitlines() if line.strip())
+
+
+def _is_refusal(complaint: str, sections: Sequence[Sequence[str]]) -> bool:
+    """Tell whether a complaint can be the reason why a section is empty, and says more than "not there"."""
+    if all(sections):
+        return False
+    found = find_code(complaint)
+    if found is None:
+        return not any(name in complaint for name in _PROBED)
+    return not (found[0] in _HARMLESS or found[0].endswith("W"))
+
+
+def _answer(reply: Reply, count: int, box: str) -> Answer:
+    """Part listings and complaints, which may come on standard output as well."""
+    sections, complaints = [], list(_lines(reply.stderr))
+    for section in _sections(reply, count, box):
+        said = [line for line in section if _COMPLAINT.match(line)]
+        sections.append(tuple(line for line in section if line not in said))
+        complaints += said
+    return Answer(tuple(sections), tuple(complaints))
 
 
 def _sections(reply: Reply, count: int, box: str) -> tuple[tuple[str, ...], ...]:
