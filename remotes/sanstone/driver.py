@@ -4,9 +4,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
+from types import FrameType
 
 from sanstone.errors import RequestError, SanstoneError
 from sanstone.opennebula import answers, messages
@@ -41,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     log.setLevel(logging.INFO)
     log.addHandler(for_oned)
     try:
-        answer = answers.success(_perform(argv, for_oned))
+        with _as_a_driver():
+            answer = answers.success(_perform(argv, for_oned))
     except SanstoneError as err:
         answer = _failure(err, argv, for_oned)
     except KeyboardInterrupt:
@@ -59,19 +66,48 @@ def main(argv: Sequence[str]) -> int:
 
 def _failure(err: BaseException, argv: Sequence[str], for_oned: _ForOned) -> answers.Answer:
     """oned cuts what a VM's owner sees much earlier than what an image's owner sees."""
-    is_tm = PurePath(argv[0]).parts[-3:-2] == ("tm",)
+    is_tm = _called_as(argv)[-3:-2] == ("tm",)
     limit = answers.SCRIPT_LINE_LIMIT if is_tm else answers.LINE_LIMIT
     return answers.failure(err, limit=limit, object_id=for_oned.object_id)
 
 
+def _called_as(argv: Sequence[str]) -> tuple[str, ...]:
+    """Find by which link this was called, from wherever; links are not followed, their names are the call."""
+    return PurePath(os.path.abspath(argv[0])).parts  # noqa: PTH100 (resolve would follow links)
+
+
+@contextmanager
+def _as_a_driver() -> Iterator[None]:
+    """Say nothing but the answer, and take away what is half made when told to end."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if is_main else None
+    # What a library says by itself would stand, untagged, in what oned shows to users.
+    last_resort, logging.lastResort = logging.lastResort, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.lastResort = last_resort
+        if is_main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def _perform(argv: Sequence[str], for_oned: _ForOned) -> str:
-    parts = PurePath(argv[0]).parts
+    parts = _called_as(argv)
     if len(parts) < 3 or parts[-3] not in ("datastore", "tm"):
         raise RequestError(
             f"{argv[0]} is not called from datastore/DRIVER/ or tm/DRIVER/.", "oned calls it by such a link."
         )
     kind, driver, action = parts[-3:]
-    request = messages.parse(kind, driver, action, argv[1:], sys.stdin.buffer.read(_LARGEST_REQUEST))
+    # without standard input, as with an empty one, there is no document
+    stdin = sys.stdin.buffer.read(_LARGEST_REQUEST) if sys.stdin else b""
+    request = messages.parse(kind, driver, action, argv[1:], stdin)
     for_oned.object_id = getattr(request, "vm_id", None)
     from sanstone.actions import Site, perform
     from sanstone.settings import ConfigFile

@@ -12,7 +12,6 @@ from sanstone.actions import imports, volumes
 from sanstone.actions.site import Site
 from sanstone.arrays import Array, NewVolume
 from sanstone.errors import (
-    CapacityError,
     ConflictError,
     ConnectError,
     NotFoundError,
@@ -27,7 +26,7 @@ from sanstone.opennebula.documents import ImageDocument
 from sanstone.opennebula.messages import CloneImage, Cp, Mkfs, MonitorDatastore, Rm, Stat
 from sanstone.settings import Settings
 
-__all__ = ["Origin", "clone", "copy_between", "cp", "mkfs", "monitor", "rm", "stat"]
+__all__ = ["Origin", "clone", "copy_between", "copy_onto", "cp", "mkfs", "monitor", "rm", "stat"]
 
 log = logging.getLogger(__name__)
 
@@ -55,9 +54,9 @@ def cp(request: Cp, site: Site) -> str:
     array = site.array(settings)
     with imports.fetch(request.image.path, request.image.template, settings) as file:
         size = max((request.image.size_mib or 0) * MIB, _whole_mib(file.size))
-        _check_room(array, settings, size=size, data=file.data)
+        new = NewVolume(name, size, needs=_needed(settings, size=size, data=file.data))
         with site.volume(array, name), _removed_on_failure(site, settings, array, name):
-            _fill(site, settings, array, NewVolume(name, size), file, turn=_id(request.image))
+            _fill(site, settings, array, new, file, request.image)
     return answers.image_source(array.source(name), "raw")
 
 
@@ -70,14 +69,12 @@ def mkfs(request: Mkfs, site: Site) -> str:
         raise RequestError(f"Image {image.id} has no SIZE.", "Give a SIZE in MB.")
     array = site.array(settings)
     size = image.size_mib * MIB
-    if not settings.flag("THIN_PROVISION"):
-        _check_room(array, settings, size=size, data=0)
-    new = NewVolume(name, size)
+    new = NewVolume(name, size, needs=_needed(settings, size=size, data=0))
     with site.volume(array, name), _removed_on_failure(site, settings, array, name):
         if image.fs in ("", "raw"):
-            volumes.make(site, array, new)
+            volumes.make(site, array, new, content=_content("mkfs", image))
         else:
-            _format(site, settings, array, new, image.fs, turn=_id(image))
+            _format(site, settings, array, new, image)
         volumes.complete(site, array, name)
     return answers.datablock_source(array.source(name))
 
@@ -89,9 +86,10 @@ def clone(request: CloneImage, site: Site) -> str:
     source = volume_of_source(request.image.path)
     array = site.array(settings)
     origin_settings = _origin_settings(request, site) or settings
+    content = _content("clone", request.image)
     with site.volume(array, name), _removed_on_failure(site, settings, array, name):
         if origin_settings.text("MGMT") == settings.text("MGMT") and array.abilities.clones_within:
-            volumes.make(site, array, NewVolume(name, source=source))
+            volumes.make(site, array, NewVolume(name, source=source), content=content)
             volumes.complete(site, array, name)
         else:
             origin = Origin(site.array(origin_settings), origin_settings, source)
@@ -104,8 +102,10 @@ def clone(request: CloneImage, site: Site) -> str:
             _through_a_bridge(
                 site,
                 settings,
+                array,
+                name,
                 _id(request.image),
-                lambda place: copy_between(origin, site, settings, array, new, place),
+                lambda place: copy_between(origin, site, settings, array, new, place, content),
             )
     return answers.image_source(array.source(name), "raw")
 
@@ -116,13 +116,25 @@ def rm(request: Rm, site: Site) -> str:
     name = volume_of_source(request.image.source)
     array = site.array(settings)
     with site.volume(array, name):
-        try:
-            volumes.delete(site, settings, array, name)
-        except ConflictError:
-            if not _take_off_bridges(site, settings, array, name):
-                raise
-            volumes.delete(site, settings, array, name)
+        _delete(site, settings, array, name)
     return ""
+
+
+def _delete(site: Site, settings: Settings, array: Array, name: str) -> None:
+    """Delete the volume of an image, off the bridge hosts first if it was left there.
+
+    One that the ledger knows by another WWID is somebody else's; one that it does not know is an earlier
+    add-on's.
+    """
+    entry = site.ledger.find(array.name, name)
+    wwid = entry.wwid if entry else None
+    try:
+        volumes.delete(site, settings, array, name, wwid=wwid)
+    except ConflictError:
+        was_left = volumes.end_visit(site, settings, array, name)
+        if not volumes.take_off_bridges(site, settings, array, name) and not was_left:
+            raise
+        volumes.delete(site, settings, array, name, wwid=wwid)
 
 
 def monitor(request: MonitorDatastore, site: Site) -> str:
@@ -131,57 +143,110 @@ def monitor(request: MonitorDatastore, site: Site) -> str:
     array = site.array(settings)
     capacity = array.capacity()
     try:
-        volumes.sweep(site, array)
+        volumes.sweep(site, settings, array)
     except SanstoneError as err:
         log.warning("volumes whose deletion was put off are still there: %s", err)
     return answers.monitor(capacity)
 
 
 def copy_between(
-    origin: Origin, site: Site, settings: Settings, array: Array, new: NewVolume, place: str
+    origin: Origin,
+    site: Site,
+    settings: Settings,
+    array: Array,
+    new: NewVolume,
+    place: str,
+    content: str = "",
 ) -> None:
     """Copy a volume to a new one through a host that reaches both."""
-    made = volumes.make(site, array, new, host=place)
+    made = volumes.make(site, array, new, host=place, content=content)
     assert made.connection is not None
     if made.is_complete:
         array.unmap(new.name, place)
         return
-    with ExitStack() as stack:
-        wwid = origin.attached_wwid
-        if wwid is None:
-            stack.enter_context(site.volume(origin.array, origin.name))
-            reading = origin.array.map(origin.name, place, is_shared=True)
-            wwid = reading.wwid
-            stack.enter_context(volumes.attached(site, origin.settings, origin.array, reading, place)).bring()
-        target = stack.enter_context(volumes.attached(site, settings, array, made.connection, place))
-        target.run([], CopyVolume(wwid, made.connection.wwid, _is_zero(settings, array), _tool(settings)))
+    copy_onto(origin, site, settings, array, made.connection, place, is_zero=_is_zero(settings, array, made))
     volumes.complete(site, array, new.name)
 
 
+def copy_onto(
+    origin: Origin,
+    site: Site,
+    settings: Settings,
+    array: Array,
+    target: Connection,
+    place: str,
+    *,
+    is_zero: bool,
+) -> None:
+    """Copy a volume onto one that is mapped to ``place``, and take both off that host."""
+    with ExitStack() as stack:
+        on_host = stack.enter_context(volumes.attached(site, settings, array, target, place))
+        wwid = origin.attached_wwid
+        if wwid is None:
+            # Others may copy from it as well, each in its turn, and each for as long as a copy takes.
+            origin.array.close()
+            array.close()
+            patience = settings.seconds("COPY_TIMEOUT")
+            stack.enter_context(site.volume(origin.array, origin.name, seconds=patience))
+            wwid = stack.enter_context(_visit(origin, site, place))
+        origin.array.close()  # a copy takes its time, and a box has few sessions
+        array.close()
+        on_host.run([], CopyVolume(wwid, target.wwid, is_zero, _tool(settings)))
+
+
+@contextmanager
+def _visit(origin: Origin, site: Site, place: str) -> Iterator[str]:
+    """Have the origin on a host while it is copied, written down, so that it is not left there for ever.
+
+    Where a VM has it on that host, it stays.
+    """
+    array, settings = origin.array, origin.settings
+    volumes.end_visit(site, settings, array, origin.name)
+    hosts = array.mapped_hosts(origin.name)
+    if {place, place.split(".", 1)[0]} & {name for host in hosts for name in (host, host.split(".", 1)[0])}:
+        reading = array.map(origin.name, place, is_shared=True)
+        volumes.OnHost(site, settings, reading, place).bring()
+        yield reading.wwid
+        return
+    site.ledger.visit(array.name, origin.name, place)
+    reading = array.map(origin.name, place, is_shared=True)
+    with volumes.attached(site, settings, array, reading, place) as on_host:
+        on_host.bring()
+        yield reading.wwid
+    site.ledger.left(array.name, origin.name)
+
+
 def _fill(
-    site: Site, settings: Settings, array: Array, new: NewVolume, file: imports.ImageFile, turn: int
+    site: Site,
+    settings: Settings,
+    array: Array,
+    new: NewVolume,
+    file: imports.ImageFile,
+    image: ImageDocument,
 ) -> None:
     def through(place: str) -> None:
-        made = volumes.make(site, array, new, host=place)
+        made = volumes.make(site, array, new, host=place, content=_content("cp", image))
         assert made.connection is not None
         if made.is_complete:
             array.unmap(new.name, place)
             return
-        _write(site, settings, array, made.connection, file, place)
+        _write(site, settings, array, made, file, place)
         volumes.complete(site, array, new.name)
 
-    _through_a_bridge(site, settings, turn, through)
+    _through_a_bridge(site, settings, array, new.name, _id(image), through)
 
 
 def _write(
     site: Site,
     settings: Settings,
     array: Array,
-    connection: Connection,
+    made: volumes.Made,
     file: imports.ImageFile,
     place: str,
 ) -> None:
     """Write an image file onto a mapped volume; to another host it travels first."""
+    connection = made.connection
+    assert connection is not None
     with volumes.attached(site, settings, array, connection, place) as on_host, ExitStack() as stack:
         before: list[Operation] = []
         path, upload = str(file.path), None
@@ -192,25 +257,31 @@ def _write(
             before = [PutFile(path, length)]
             on_host.at_the_end(RemovePath(path))
         tool = _tool(settings) if file.format == "raw" else "qemu-img"
-        work = Convert(path, connection.wwid, _is_zero(settings, array), file.format, tool)
+        work = Convert(path, connection.wwid, _is_zero(settings, array, made), file.format, tool)
+        array.close()  # a copy takes its time, and a box has few sessions
         on_host.run(before, work, upload=upload)
 
 
-def _format(site: Site, settings: Settings, array: Array, new: NewVolume, kind: str, turn: int) -> None:
+def _format(site: Site, settings: Settings, array: Array, new: NewVolume, image: ImageDocument) -> None:
     def through(place: str) -> None:
-        made = volumes.make(site, array, new, host=place)
+        made = volumes.make(site, array, new, host=place, content=_content("mkfs", image))
         assert made.connection is not None
         if made.is_complete:
             array.unmap(new.name, place)
             return
         with volumes.attached(site, settings, array, made.connection, place) as on_host:
-            on_host.run([], MakeFilesystem(made.connection.wwid, kind))
+            on_host.run([], MakeFilesystem(made.connection.wwid, image.fs))
 
-    _through_a_bridge(site, settings, turn, through)
+    _through_a_bridge(site, settings, array, new.name, _id(image), through)
 
 
-def _through_a_bridge(site: Site, settings: Settings, turn: int, through: Callable[[str], None]) -> None:
-    """Use the bridge host whose turn it is, and the next one when that cannot be reached."""
+def _through_a_bridge(
+    site: Site, settings: Settings, array: Array, name: str, turn: int, through: Callable[[str], None]
+) -> None:
+    """Use the bridge host whose turn it is, and the next one when that cannot be reached.
+
+    The array lets go of the volume first: it may have been the array whose connection was lost.
+    """
     places = site.bridges(settings, turn)
     for place, is_last in zip(places, [*[False] * (len(places) - 1), True], strict=True):
         try:
@@ -219,6 +290,10 @@ def _through_a_bridge(site: Site, settings: Settings, turn: int, through: Callab
         except ConnectError as err:
             if is_last:
                 raise
+            try:
+                array.unmap(name, place)
+            except SanstoneError:
+                raise err from None
             log.warning("%s; the next bridge host takes over", err)
 
 
@@ -228,39 +303,25 @@ def _removed_on_failure(site: Site, settings: Settings, array: Array, name: str)
     before = site.ledger.find(array.name, name)
     try:
         yield
-    except SanstoneError:
+    except volumes.NotOursError:
+        raise
+    except BaseException:
         entry = site.ledger.find(array.name, name)
         if entry is not None and not entry.is_ready and (before is None or not before.is_ready):
             try:
-                volumes.delete(site, settings, array, name)
+                _delete(site, settings, array, name)
             except SanstoneError as left:
                 log.error("what was made of it is still on the array: %s", left)
         raise
 
 
-def _take_off_bridges(site: Site, settings: Settings, array: Array, name: str) -> bool:
-    """Detach a volume from bridge hosts where a cut-off import left it; tell whether it was only there."""
-    (volume,) = array.find(name)
-    bridges = site.bridges(settings, 0)
-    known = {spelling: bridge for bridge in bridges for spelling in (bridge, bridge.split(".", 1)[0])}
-    hosts = array.mapped_hosts(name)
-    if volume is None or not hosts or not all(host in known for host in hosts):
-        return False
-    for host in hosts:
-        volumes.detach(site, settings, array, name, volume.wwid, known[host])
-    return True
+def _needed(settings: Settings, *, size: int, data: int) -> int:
+    """Tell how much must be free for an image with ``data`` bytes written.
 
-
-def _check_room(array: Array, settings: Settings, *, size: int, data: int) -> None:
-    """oned does not check oneadmin's images (seen in image-create-oversize-as-oneadmin)."""
-    free = array.capacity().free
+    oned does not check oneadmin's images (seen in image-create-oversize-as-oneadmin).
+    """
     needed = data if settings.flag("THIN_PROVISION") else size
-    needed *= settings.integer("COPIES")
-    if needed > free:
-        raise CapacityError(
-            f"The pool on {array.name} has {free // MIB} MiB free, the image needs {-(-needed // MIB)} MiB.",
-            "Free space in the pool or choose another datastore.",
-        )
+    return needed * settings.integer("COPIES")
 
 
 def _origin_settings(request: CloneImage, site: Site) -> Settings | None:
@@ -271,6 +332,10 @@ def _origin_settings(request: CloneImage, site: Site) -> Settings | None:
     if origin.datastore_id is None or origin.datastore_id == request.datastore.id:
         return None
     return site.settings(site.opennebula.datastore(origin.datastore_id))
+
+
+def _content(how: str, image: ImageDocument) -> str:
+    return "\0".join((how, image.name, image.path, str(image.size_mib), image.fs))
 
 
 def _id(image: ImageDocument) -> int:
@@ -287,6 +352,6 @@ def _tool(settings: Settings) -> str:
     return settings.text("COPY_TOOL")
 
 
-def _is_zero(settings: Settings, array: Array) -> bool:
-    """Tell whether blocks that were never written read as zeros."""
-    return settings.flag("THIN_PROVISION") and array.abilities.zeroes_new_volumes
+def _is_zero(settings: Settings, array: Array, made: volumes.Made) -> bool:
+    """Tell whether all blocks read as zeros: none was ever written, not even by a run that was cut off."""
+    return made.is_new and settings.flag("THIN_PROVISION") and array.abilities.zeroes_new_volumes

@@ -42,7 +42,10 @@ def disk_volume(vm: VmDocument, disk: Disk) -> DiskVolume:
         return DiskVolume((volume_of_source(disk.source),), is_own=False)
     if disk.image_id is None:
         raise NotFoundError(f"Disk {disk.id} of VM {vm.id} names no image.")
-    return DiskVolume(clone_names(disk.image_id, vm.id, disk.id), is_own=True)
+    names = clone_names(disk.image_id, vm.id, disk.id)
+    # The old name has no disk in it: the first disk of that image bears it, for the others were never made.
+    is_first = not any(each.image_id == disk.image_id and each.id < disk.id for each in vm.disks)
+    return DiskVolume(names if is_first else names[:1], is_own=True)
 
 
 def is_system(datastore: DatastoreDocument) -> bool:

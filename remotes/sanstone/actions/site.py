@@ -8,13 +8,16 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sanstone.arrays import Array, open_array
 from sanstone.hosts.client import Host
-from sanstone.opennebula.api import OpenNebula
 from sanstone.opennebula.documents import DatastoreDocument, ImageDocument
 from sanstone.settings import COMMON, ConfigFile, Settings, refuse_unsupported, resolve
 from sanstone.store.ledger import Ledger
+
+if TYPE_CHECKING:
+    from sanstone.opennebula.api import OpenNebula
 
 __all__ = ["Site"]
 
@@ -32,7 +35,7 @@ class Site:
     def __init__(self, config: ConfigFile, opennebula: OpenNebula | None = None) -> None:
         self.config = config
         self.common = resolve(COMMON, config, datastore={})
-        self.opennebula = opennebula or OpenNebula()
+        self._opennebula = opennebula
         self.state: Path = self.common.path("STATE_DIR")
         self.ledger = Ledger(self.state)
         self._arrays: list[Array] = []
@@ -44,6 +47,14 @@ class Site:
     def __exit__(self, *_: object) -> None:
         for array in self._arrays:
             array.close()
+
+    @property
+    def opennebula(self) -> OpenNebula:
+        if self._opennebula is None:
+            from sanstone.opennebula.api import OpenNebula  # HTTP takes its time: for those who ask
+
+            self._opennebula = OpenNebula()
+        return self._opennebula
 
     def settings(self, datastore: DatastoreDocument, image: ImageDocument | None = None) -> Settings:
         """Resolve and check the attributes of a datastore (and an image in it).
@@ -84,8 +95,11 @@ class Site:
 
     def is_frontend(self, name: str) -> bool:
         """Tell whether ``name`` is this machine: there oned keeps the disks of undeployed VMs."""
-        own = {self.frontend_name, socket.gethostname(), socket.getfqdn(), "localhost"}
-        return name in own
+        short = socket.gethostname()
+        if name in (self.frontend_name, short, "localhost"):
+            return True
+        # the long name takes a look-up, which hangs where names are not served: only where it can matter
+        return name.startswith(f"{short}.") and name == socket.getfqdn()
 
     def bridges(self, settings: Settings, turn: int) -> list[str]:
         """List the hosts that may prepare disks, beginning with the one whose ``turn`` it is."""
@@ -98,7 +112,7 @@ class Site:
         return {name: host.round_trips for name, host in self._hosts.items()}
 
     @contextmanager
-    def volume(self, array: Array, name: str) -> Iterator[None]:
-        """Hold one volume for the length of an action."""
-        with self.ledger.lock(array.name, name, seconds=_LOCK_SECONDS):
+    def volume(self, array: Array, name: str, *, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
+        """Hold one volume for the length of an action, after a wait of at most ``seconds``."""
+        with self.ledger.lock(array.name, name, seconds=seconds):
             yield

@@ -9,16 +9,29 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sanstone.actions import volumes
-from sanstone.actions.datastore import Origin, copy_between
+from sanstone.actions.datastore import Origin, copy_between, copy_onto
 from sanstone.actions.disks import DiskVolume, disk_volume, is_system, is_volatile_block
 from sanstone.actions.site import Site
 from sanstone.arrays import Array, NewVolume
-from sanstone.errors import ConfigurationError, ConflictError, NotFoundError, NotSupportedError, SanstoneError
+from sanstone.errors import (
+    ArrayError,
+    BusyError,
+    ConfigurationError,
+    ConflictError,
+    ConnectError,
+    DeadlineError,
+    NotFoundError,
+    NotSupportedError,
+    SanstoneError,
+)
 from sanstone.hosts.ops import (
     Attached,
     LinkState,
@@ -54,6 +67,7 @@ __all__ = ["clone", "context", "cpds", "delete", "ln", "mkimage", "mkswap", "mon
 log = logging.getLogger(__name__)
 
 _FILE_SECONDS = 600.0
+_FILESYSTEM = re.compile(r"[a-z][a-z0-9]{1,15}")
 _ISO_TOOLS = ("mkisofs", "genisoimage", "xorrisofs")
 
 
@@ -76,13 +90,14 @@ def clone(request: Clone, site: Site) -> str:
     disk = _disk(vm, request.disk)
     name = disk_volume(vm, disk).name
     host = request.disk.host
-    with site.volume(array, name):
+    with site.volume(array, name), _removed_on_failure(site, settings, array, name, request.disk):
         new = NewVolume(name, source=source, is_linked=settings.flag("SNAPSHOT"))
         size = (disk.size_mib or 0) * MIB
+        content = _content(vm, request.source)
         if disk.size_mib is not None and disk.original_size_mib not in (None, disk.size_mib):
-            connection = _make_larger(site, settings, array, new, size, host)
+            connection = _make_larger(site, settings, array, new, size, host, content)
         else:
-            made = volumes.make(site, array, new, host=host)
+            made = volumes.make(site, array, new, host=host, content=content)
             volumes.complete(site, array, name)
             assert made.connection is not None
             connection = made.connection
@@ -90,12 +105,24 @@ def clone(request: Clone, site: Site) -> str:
     return ""
 
 
+def _content(vm: VmDocument, what: str) -> str:
+    """Tell one deployment of a VM from another one, and from another VM that had its number."""
+    deployment = vm.history[-1].seq if vm.history else ""
+    return "\0".join((vm.name, str(vm.user_id), str(deployment), what))
+
+
 def _make_larger(
-    site: Site, settings: Settings, array: Array, new: NewVolume, size: int, host: str
+    site: Site,
+    settings: Settings,
+    array: Array,
+    new: NewVolume,
+    size: int,
+    host: str,
+    content: str,
 ) -> Connection:
     """Make a disk that is larger than its image: expand the copy, or, if the box cannot, copy by the host."""
     assert new.source is not None
-    made = volumes.make(site, array, new)
+    made = volumes.make(site, array, new, content=content)
     try:
         array.resize(new.name, size)
     except ConflictError as err:
@@ -103,7 +130,7 @@ def _make_larger(
         array.delete(new.name, wait=settings.seconds("DELETE_WAIT"))
         site.ledger.forget(array.name, new.name)
         origin = Origin(array, settings, new.source)
-        copy_between(origin, site, settings, array, NewVolume(new.name, size), host)
+        copy_between(origin, site, settings, array, NewVolume(new.name, size), host, content)
     except SanstoneError:
         if not made.is_complete:
             volumes.delete(site, settings, array, new.name)
@@ -175,8 +202,8 @@ def _copy_by_host(site: Site, settings: Settings, array: Array, source: str, tar
     place = site.bridges(settings, 0)[0] if site.is_frontend(host) else host
     wwid = None if site.is_frontend(host) else volume.wwid
     origin = Origin(array, settings, source, wwid)
-    site.ledger.made(site.ledger.begin(array.name, target), there.wwid)
-    copy_between(origin, site, settings, array, NewVolume(target, there.size), place)
+    # The image may have held something before, so that zeros are written as well.
+    copy_onto(origin, site, settings, array, array.map(target, place), place, is_zero=False)
 
 
 def delete(request: Delete, site: Site) -> str:
@@ -195,6 +222,8 @@ def delete(request: Delete, site: Site) -> str:
     vm = site.opennebula.vm(request.vm_id)
     disk = vm.disk(path.disk_id)
     wanted = disk_volume(vm, disk) if disk else _linked_volume(site, array, path)
+    if wanted.is_own and _delete_known(site, settings, array, wanted.name, path):
+        return ""
     found = wanted.find(array)
     if found is None:
         log.info("no volume of disk %d of VM %d is on %s", path.disk_id, vm.id, array.name)
@@ -208,6 +237,21 @@ def delete(request: Delete, site: Site) -> str:
         elif wanted.is_own:
             log.warning("%s on %s is left alone: it is not known to be ours", name, array.name)
     return ""
+
+
+def _delete_known(site: Site, settings: Settings, array: Array, name: str, disk: DiskPath) -> bool:
+    """Delete a volume whose WWID the ledger has, without a question before; tell whether it has."""
+    with site.volume(array, name):
+        entry = site.ledger.find(array.name, name)
+        if entry is None or entry.wwid is None:
+            return False
+        if site.is_frontend(disk.host):
+            _remove_file(site, disk)
+            volumes.delete(site, settings, array, name, wwid=entry.wwid)
+        else:
+            volumes.let_go(site, settings, name, entry.wwid, disk.host, link=disk.path)
+            volumes.delete(site, settings, array, name, host=disk.host, wwid=entry.wwid)
+    return True
 
 
 def mkimage(request: MakeImage, site: Site) -> str:
@@ -227,21 +271,35 @@ def _make_volatile(
 ) -> str:
     datastore = site.opennebula.datastore(datastore_id)
     if not is_volatile_block(datastore):
-        is_swap = kind == "swap"
-        make = MakeImageFile(
-            disk.path, size_mib * MIB, "raw" if is_swap else (kind or "raw"), "swap" if is_swap else ""
-        )
+        form = "raw" if kind in ("swap", "") else kind
+        what = _filesystem(site.opennebula.vm(vm_id), disk, kind)
+        make = MakeImageFile(disk.path, size_mib * MIB, form, what)
         site.host(disk.host).run([make], deadline=_FILE_SECONDS)
         return ""
     settings = site.settings(datastore)
     array = site.array(settings)
     name = volatile_volume(vm_id, disk.disk_id or 0)
-    with site.volume(array, name):
-        made = volumes.make(site, array, NewVolume(name, size_mib * MIB), host=disk.host)
-        volumes.complete(site, array, name)
+    with site.volume(array, name), _removed_on_failure(site, settings, array, name, disk):
+        vm = site.opennebula.vm(vm_id)
+        content = _content(vm, f"{kind} {size_mib}")
+        made = volumes.make(site, array, NewVolume(name, size_mib * MIB), host=disk.host, content=content)
         assert made.connection is not None
-        _attach(site, settings, array, made.connection, disk, swap=kind == "swap" and not made.is_complete)
+        what = "" if made.is_complete else _filesystem(vm, disk, kind)
+        _attach(site, settings, array, made.connection, disk, filesystem=what)
+        volumes.complete(site, array, name)
     return ""
+
+
+def _filesystem(vm: VmDocument, disk: DiskPath, kind: str) -> str:
+    """Tell what a volatile disk is to be formatted with; empty for nothing."""
+    if kind == "swap":
+        return "swap"
+    found = vm.disk(disk.disk_id) if disk.disk_id is not None else None
+    wanted = found.fs if found else ""
+    if wanted and not _FILESYSTEM.fullmatch(wanted):
+        log.warning("disk %s is not formatted: %r is not a kind of file system", disk.disk_id, wanted)
+        return ""
+    return wanted
 
 
 def context(request: Context, site: Site) -> str:
@@ -290,13 +348,22 @@ def monitor(request: MonitorSystem, site: Site) -> str:
 def _bring(site: Site, settings: Settings, array: Array, name: str, disk: DiskPath, vm_id: int) -> None:
     """Map a volume to the disk's host and attach it; only a CD-ROM may be on several hosts."""
     try:
-        connection = array.map(name, disk.host)
-    except ConflictError:
-        vm = site.opennebula.vm(vm_id)
-        if not _disk(vm, disk).is_cdrom:
-            raise
-        connection = array.map(name, disk.host, is_shared=True)
+        connection = _map(site, settings, array, name, disk, vm_id)
+    except (ArrayError, BusyError, ConnectError, DeadlineError):
+        _withdraw(site, settings, array, name, disk)  # it may have been mapped all the same
+        raise
     _attach(site, settings, array, connection, disk)
+
+
+def _map(site: Site, settings: Settings, array: Array, name: str, disk: DiskPath, vm_id: int) -> Connection:
+    try:
+        return array.map(name, disk.host)
+    except ConflictError:
+        if _disk(site.opennebula.vm(vm_id), disk).is_cdrom:
+            return array.map(name, disk.host, is_shared=True)
+        if volumes.end_visit(site, settings, array, name):
+            return array.map(name, disk.host)
+        raise
 
 
 def _attach(
@@ -306,24 +373,56 @@ def _attach(
     connection: Connection,
     disk: DiskPath,
     *,
-    swap: bool = False,
+    filesystem: str = "",
 ) -> None:
     """Attach and link; when the host cannot, it lets go of what it has, and then the array."""
     host = site.host(disk.host)
     bring = volumes.attach_operation(site, settings, connection, disk.host, disk.path)
-    work = [MakeFilesystem(connection.wwid, "swap")] if swap else []
+    work = [MakeFilesystem(connection.wwid, filesystem)] if filesystem else []
+    array.close()  # a box has few sessions, and this was its part
     try:
         results = host.run([bring, *work], deadline=settings.seconds("ATTACH_TIMEOUT"))
-    except SanstoneError:
-        try:
-            volumes.detach(
-                site, settings, array, connection.volume, connection.wwid, disk.host, link=disk.path
-            )
-        except SanstoneError as left:
-            log.error("%s stays mapped to %s: %s", connection.volume, disk.host, left)
+    except BaseException:
+        array.refresh()
+        _withdraw(site, settings, array, connection.volume, disk, wwid=connection.wwid)
         raise
     assert isinstance(results[0], Attached)
     volumes.certify(connection, disk.host, results[0])
+
+
+def _withdraw(
+    site: Site, settings: Settings, array: Array, name: str, disk: DiskPath, *, wwid: str | None = None
+) -> None:
+    """Take a volume off its host after a failure; what cannot be undone then is said loudly."""
+    try:
+        _take(site, settings, array, name, disk, wwid=wwid)
+    except SanstoneError as left:
+        log.error("%s stays mapped to %s: %s", name, disk.host, left)
+
+
+@contextmanager
+def _removed_on_failure(
+    site: Site, settings: Settings, array: Array, name: str, disk: DiskPath
+) -> Iterator[None]:
+    """Remove the volume that was made for a disk when the action fails: oned asks nobody to after an attach.
+
+    A volume that an earlier run completed stays, for a VM may have written to it.
+    """
+    before = site.ledger.find(array.name, name)
+    try:
+        yield
+    except volumes.NotOursError:
+        raise
+    except BaseException:
+        entry = site.ledger.find(array.name, name)
+        if entry is not None and (before is None or not before.is_ready):
+            try:
+                if entry.wwid is not None:
+                    volumes.let_go(site, settings, name, entry.wwid, disk.host, link=disk.path)
+                volumes.delete(site, settings, array, name, host=disk.host, wwid=entry.wwid)
+            except SanstoneError as left:
+                log.error("what was made of it is still on the array: %s", left)
+        raise
 
 
 def _take(
@@ -342,21 +441,39 @@ def _take(
     if site.is_frontend(disk.host):
         _remove_file(site, disk)
         return
-    if _is_used_by_others(site, name, disk):
+    if _is_used_by_others(site, name, wwid, disk):
         log.info("%s stays on %s, where other VMs use it", name, disk.host)
         _remove_file(site, disk)
         return
     volumes.detach(site, settings, array, name, wwid, disk.host, link=disk.path)
 
 
-def _is_used_by_others(site: Site, name: str, disk: DiskPath) -> bool:
-    """Tell whether another VM on that host has the same image, which only a CD-ROM allows."""
+def _is_used_by_others(site: Site, name: str, wwid: str, disk: DiskPath) -> bool:
+    """Tell whether another disk on that host is the same image, as with a CD-ROM.
+
+    The links there tell: a VM that has left has none any more, whatever OpenNebula still lists.
+    """
     what = read_name(name)
     if what is None or what.image is None or what.vm is not None:
         return False
-    image = site.opennebula.image(what.image)
-    others = [vm for vm in image.vm_ids if vm != disk.vm_id]
-    return any(site.opennebula.vm(vm).host == disk.host for vm in others)
+    folder, _, own = disk.path.rpartition("/datastores/")
+    if not own:
+        return False
+    others = []
+    for vm_id in site.opennebula.image(what.image).vm_ids:
+        vm = site.opennebula.vm(vm_id)
+        if vm.host != disk.host or vm.system_datastore_id is None:
+            continue
+        place = f"{folder}/datastores/{vm.system_datastore_id}/{vm.id}"
+        others += [f"{place}/disk.{each.id}" for each in vm.disks if each.image_id == what.image]
+    questions = [ReadLink(path) for path in dict.fromkeys(others) if path != disk.path]
+    if not questions:
+        return False
+    try:
+        links = site.host(disk.host).run(questions, deadline=_FILE_SECONDS)
+    except ConnectError:
+        return False  # out of reach, so that all of its disks are lost to it
+    return any(isinstance(link, LinkState) and link.wwid == wwid for link in links)
 
 
 def _linked_volume(site: Site, array: Array, path: DiskPath) -> DiskVolume:

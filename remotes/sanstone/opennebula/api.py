@@ -299,7 +299,7 @@ class _Transport(xmlrpc.client.Transport):
 class _Stream(io.RawIOBase):
     """What a socket receives, each time waiting only as long as the whole call may still take.
 
-    The connection closes its socket as soon as it has read that the server will close: the file keeps it open.
+    The connection closes its socket as soon as it knows that the server will: the file keeps it open.
     """
 
     def __init__(self, sock: socket.socket, end: float) -> None:
