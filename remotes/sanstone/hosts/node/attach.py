@@ -23,12 +23,16 @@ from .sysfs import Disk, Map
 __all__ = ["attach"]
 
 _SCAN_LIMIT = 20.0
+_SLOW_SCAN = 4.0
+"""How long to wait for scans that have not returned when one path is there."""
 _FIRST_PATH = 30.0
 _OTHER_PATHS = 8.0
 """How much longer to wait for further paths when one is there."""
 _SCAN_AGAIN = (1.0, 4.0, 9.0)
 """Seconds after which a LUN that has not shown up is asked for again: some arrays take their time."""
 _NUDGE = 1.0
+"""How long multipathd may take to make a map by itself once udev has told it of the paths."""
+_UDEV_LIMIT = 10.0
 _MAP_LIMIT = 15.0
 _RESCAN_LIMIT = 5.0
 
@@ -126,7 +130,7 @@ def _sessions(
     missing = [portal for portal in wanted.portals if portal not in known]
     reasons: dict[Portal, str] = {}
     if missing and may_log_in:
-        reasons = iscsi.log_in(missing, deadline)
+        reasons = iscsi.log_in(missing, deadline, is_urgent=not any(session.is_live for session in found))
         if len(reasons) < len(missing):
             found = iscsi.sessions(wanted.targets)
     live = [session for session in found if session.is_live]
@@ -157,8 +161,9 @@ def _clear(wanted: Wanted, deadline: Deadline) -> None:
         session = by_host.get(disk.host)
         is_live = session is not None and session.is_live
         is_here, is_ours = wanted.lies_at(disk, session), disk.wwid == wanted.wwid
-        if is_here and not is_ours:
-            _purge(wanted, disk, is_live, deadline)
+        above = _map_of(disk)
+        if is_here and (not is_ours or (above is not None and above.wwid != wanted.wwid)):
+            _purge(wanted, disk, above, is_live, deadline)
         elif is_ours and not is_here:
             _drop_ghost(wanted, disk, session, deadline)
         elif is_ours and is_live and sysfs.state(disk.name) == "offline":
@@ -166,20 +171,24 @@ def _clear(wanted: Wanted, deadline: Deadline) -> None:
             _take_away(disk, deadline)
 
 
-def _purge(wanted: Wanted, disk: Disk, is_live: bool, deadline: Deadline) -> None:
-    """Remove a disk at our LUN that is not known to be our volume, unless somebody uses it."""
-    if is_live:
+def _purge(wanted: Wanted, disk: Disk, above: Map | None, is_live: bool, deadline: Deadline) -> None:
+    """Remove a disk at our LUN that is not known to be our volume, unless somebody uses it.
+
+    A disk of another volume is not read anew: it would take on our identity, and the next attach would share
+    it with whoever has it open as that volume. In a map it still is that volume, whatever it says itself.
+    """
+    was = above.wwid if above else disk.wwid
+    if was is None and is_live:
         _rescan([disk], deadline)
     now = sysfs.disk(disk.name)
-    if now is None or (disk.wwid is None and now.wwid == wanted.wwid):
+    if now is None or (was is None and now.wwid == wanted.wwid):
         return
-    above = _map_of(disk)
-    who = who_holds(above.wwid if above else disk.wwid or "", [now], above) or _take_away(now, deadline)
+    who = who_holds(was or "", [now], above) or _take_away(now, deadline)
     if who:
         raise _not_ours(
             wanted,
             f"{disk.name} ({disk.hctl}) at LUN {wanted.lun}, where it belongs, is volume "
-            f"{disk.wwid or 'of unknown WWID'} and in use: {who}.",
+            f"{was or 'of unknown WWID'} and in use: {who}.",
         )
 
 
@@ -188,10 +197,10 @@ def _drop_ghost(wanted: Wanted, disk: Disk, session: Session | None, deadline: D
 
     A path through a target that was not named stays when it still says that it is our volume.
     """
-    if session is None or session.is_live:
+    is_elsewhere = session is None or session.portal.target not in wanted.targets
+    if is_elsewhere and (session is None or session.is_live):
         _rescan([disk], deadline)
     now = sysfs.disk(disk.name)
-    is_elsewhere = session is None or session.portal.target not in wanted.targets
     if now is None or (is_elsewhere and now.wwid == wanted.wwid):
         return
     who = _take_away(now, deadline)
@@ -279,47 +288,92 @@ def _missing(wanted: Wanted, sessions: list[Session]) -> list[Session]:
 
 
 def _scan(wanted: Wanted, sessions: list[Session], deadline: Deadline) -> None:
+    """Ask for the LUN through each session that has no disk yet, until all have one or patience ends.
+
+    A session that is dead and does not know it yet keeps a scan for as long as its time-outs last. It is not
+    waited for, and not asked again, when the volume can be reached by another way.
+    """
     limit = deadline.within(_FIRST_PATH)
+    silent: set[Session] = set()
 
     def ask(missing: list[Session]) -> None:
-        each = deadline.within(_SCAN_LIMIT)
-        calls: list[Callable[[], None]] = [
-            lambda s=s: scsi.scan(s.host, s.target_id, wanted.lun, each)  # type: ignore[misc]
-            for s in missing
-        ]
-        faults = in_parallel(calls)
-        if all(faults) and faults[0] is not None:
-            raise faults[0]
+        each, soon = deadline.within(_SCAN_LIMIT), deadline.within(_SLOW_SCAN)
+
+        def scan(session: Session) -> None:
+            silent.add(session)
+            try:
+                scsi.scan(session.host, session.target_id, wanted.lun, each)
+            except NodeError as fault:
+                if fault.family == "DeadlineError":
+                    raise NodeError(
+                        "ConnectError", f"{session.portal} does not answer", "", fault.message
+                    ) from None
+                silent.discard(session)
+                raise
+            silent.discard(session)
+
+        def is_enough() -> bool:
+            return not soon.left() and len(_missing(wanted, sessions)) < len(sessions)
+
+        calls: list[Callable[[], None]] = [lambda s=s: scan(s) for s in missing]  # type: ignore[misc]
+        faults = [fault for fault in in_parallel(calls, is_enough=is_enough) if fault is not None]
+        if len(faults) == len(sessions):
+            raise _unanswered(wanted, faults)
 
     for pause in (*_SCAN_AGAIN, _FIRST_PATH):
-        missing = _missing(wanted, sessions)
+        missing = [session for session in _missing(wanted, sessions) if session not in silent]
+        if not missing:
+            return
         ask(missing)
-        is_first_there = len(missing) < len(sessions)
+        is_first_there = len(_missing(wanted, sessions)) < len(sessions)
         patience = limit.within(min(pause, _OTHER_PATHS) if is_first_there else pause)
-        if wait_until(lambda: not _missing(wanted, sessions), patience):
+        if wait_until(lambda: not set(_missing(wanted, sessions)) - silent, patience):
             return
         if not limit.left() or (pause >= _SCAN_AGAIN[1] and len(_missing(wanted, sessions)) < len(sessions)):
             return
 
 
-def _rescan(disks: Iterable[Disk], deadline: Deadline) -> None:
+def _unanswered(wanted: Wanted, faults: list[NodeError]) -> NodeError:
+    other = next((fault for fault in faults if fault.family != "ConnectError"), None)
+    return other or NodeError(
+        "ConnectError",
+        f"No portal leads to volume {wanted.volume}: " + "; ".join(fault.message for fault in faults) + ".",
+        "See the storage network of this host and the array's iSCSI ports.",
+        "\n".join(fault.details for fault in faults),
+    )
+
+
+def _rescan(disks: Iterable[Disk], deadline: Deadline) -> list[NodeError | None]:
     each = deadline.within(_SCAN_LIMIT)
-    in_parallel([lambda name=disk.name: scsi.rescan(name, each) for disk in disks])  # type: ignore[misc]
+    return in_parallel([lambda name=disk.name: scsi.rescan(name, each) for disk in disks])  # type: ignore[misc]
 
 
 def _check_sizes(wanted: Wanted, paths: list[Disk], deadline: Deadline) -> None:
     """Let every path have the volume's size and be writable; read those anew that do not."""
     stale = [disk for disk in paths if not _is_sized(wanted, disk.name) or sysfs.is_read_only(disk.name)]
-    if stale:
-        _rescan(stale, deadline)
-        wait_until(
-            lambda: all(_is_sized(wanted, disk.name) for disk in stale), deadline.within(_RESCAN_LIMIT)
-        )
-    for disk in stale:
+    if not stale:
+        return
+    faults = _rescan(stale, deadline)
+    answered = [disk for index, disk in enumerate(stale) if faults[index] is None]
+    wait_until(lambda: all(_is_sized(wanted, disk.name) for disk in answered), deadline.within(_RESCAN_LIMIT))
+    for index, disk in enumerate(stale):
+        fault = faults[index]
         if not _is_sized(wanted, disk.name):
+            if fault is not None or sysfs.state(disk.name) != "running":
+                raise _unread(wanted, disk, fault.message if fault else "")
             raise _not_ours(wanted, f"{disk.name} has {sysfs.size(disk.name)} bytes; expected {wanted.size}.")
         if sysfs.is_read_only(disk.name):
             scsi.set_writable(disk.name, deadline)
+
+
+def _unread(wanted: Wanted, disk: Disk, details: str = "") -> NodeError:
+    return NodeError(
+        "HostError",
+        f"Path {disk.name} ({disk.hctl}) of volume {wanted.volume} has {sysfs.size(disk.name)} bytes, "
+        f"expected {wanted.size}, and does not answer, so that its size cannot be read anew.",
+        "See the storage network of this host; all paths of a volume must be up when it has grown.",
+        details,
+    )
 
 
 def _is_sized(wanted: Wanted, name: str) -> bool:
@@ -331,7 +385,7 @@ def _device(wanted: Wanted, paths: list[Disk], deadline: Deadline) -> tuple[Path
     if not multipath.is_installed():
         return _plain(wanted, paths, "multipath-tools are not installed", deadline)
     names = {disk.name for disk in paths}
-    found = _wait_for_map(wanted, names, deadline.within(_NUDGE))
+    found = _wait_for_map(wanted, names, deadline.within(_UDEV_LIMIT), _NUDGE)
     if found is None or not names <= found.slaves:
         if not multipath.is_running(deadline):
             if found is None:
@@ -347,14 +401,25 @@ def _device(wanted: Wanted, paths: list[Disk], deadline: Deadline) -> tuple[Path
     return _check_map(wanted, found, paths, deadline)
 
 
-def _wait_for_map(wanted: Wanted, names: set[str], deadline: Deadline) -> Map | None:
-    """Wait for a map that has all these paths and its name under /dev; return what is there in the end."""
+def _wait_for_map(
+    wanted: Wanted, names: set[str], deadline: Deadline, patience: float | None = None
+) -> Map | None:
+    """Wait for a map that has all these paths and its name under /dev; return what is there in the end.
 
-    def is_complete() -> bool:
+    ``patience`` ends the wait so many seconds after udev has told multipathd of the last path: earlier it
+    cannot know of it, which takes long on a host that is busy.
+    """
+    announced: list[Deadline] = []
+
+    def is_over() -> bool:
         found = sysfs.find_map(wanted.wwid)
-        return found is not None and names <= found.slaves and sysfs.dev("mapper", found.name).exists()
+        if found is not None and names <= found.slaves and sysfs.dev("mapper", found.name).exists():
+            return True
+        if patience is not None and not announced and all(map(sysfs.is_announced, names)):
+            announced.append(Deadline(patience))
+        return bool(announced) and not announced[0].left()
 
-    wait_until(is_complete, deadline)
+    wait_until(is_over, deadline)
     return sysfs.find_map(wanted.wwid)
 
 
@@ -378,6 +443,11 @@ def _check_map(wanted: Wanted, found: Map, paths: list[Disk], deadline: Deadline
             wanted, f"its map {found.name} has none of the paths {', '.join(d.name for d in paths)}."
         )
     if not _is_sized(wanted, found.kernel):
+        # multipathd would answer "ok" and leave the map as it is
+        for name in sorted(found.slaves):
+            disk = sysfs.disk(name)
+            if disk is not None and not _is_sized(wanted, name):
+                raise _unread(wanted, disk)
         multipath.resize(found.name, wanted.size, deadline)
     if sysfs.is_read_only(found.kernel):
         scsi.set_writable(found.kernel, deadline)

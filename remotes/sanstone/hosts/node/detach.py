@@ -184,8 +184,10 @@ def _flush(
     With a path that works a failure stops everything. Without one the data cannot reach the array any more,
     and a dead array must not keep a volume on a host for ever: then it is a warning.
     """
+    limit = deadline.within(min(_FLUSH_LIMIT, deadline.left() / 2))
     try:
-        run(["blockdev", "--flushbufs", str(device)], deadline.within(min(_FLUSH_LIMIT, deadline.left() / 2)))
+        _sync(device, limit)
+        run(["blockdev", "--flushbufs", str(device)], limit)
     except NodeError as fault:
         if fault.message.endswith("is not installed."):
             raise
@@ -198,7 +200,21 @@ def _flush(
                 "See the kernel's log and the paths (multipath -ll), mend them and run the action again.",
                 fault.details,
             ) from fault
-        warnings.append(f"{device.name} does not answer; what the host still held of {wwid} was not written")
+        warnings.append(
+            f"{device.name} does not take writes; what the host still held of {wwid} was not written"
+        )
+
+
+def _sync(device: Path, deadline: Deadline) -> None:
+    """Write dirty pages, and learn of those that could not be written, also earlier and by others.
+
+    ``blockdev --flushbufs`` does not tell: Linux drops the error of a failed write there. A device that this
+    user may not open cannot have been written by it either.
+    """
+    done = run(["sync", "--", str(device)], deadline, ok=None)
+    if done.code and "Permission denied" not in done.stderr:
+        last = (done.words.splitlines() or ["no message"])[-1]
+        raise NodeError("HostError", f"sync failed (exit code {done.code}): {last}", "", done.words)
 
 
 def _remove_paths(

@@ -143,14 +143,16 @@ def sessions_by_host() -> dict[int, Session]:
     return {session.host: session for session in sessions()}
 
 
-def log_in(portals: Iterable[Portal], deadline: Deadline) -> dict[Portal, str]:
+def log_in(portals: Iterable[Portal], deadline: Deadline, *, is_urgent: bool) -> dict[Portal, str]:
     """Log in, at once, to each portal that is not remembered as dead; return why some failed.
 
-    When every portal is remembered as dead, all are tried all the same.
+    When every portal is remembered as dead and it ``is_urgent``, all are tried all the same.
     """
     wanted = list(portals)
     dead = _dead_portals()
-    tried = [portal for portal in wanted if _key(portal) not in dead] or wanted
+    tried = [portal for portal in wanted if _key(portal) not in dead]
+    if is_urgent and not tried:
+        tried = wanted
     reasons = {
         portal: "did not answer a moment ago and was not asked again"
         for portal in wanted

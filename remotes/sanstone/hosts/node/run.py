@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import select
 import selectors
 import signal
@@ -22,6 +24,10 @@ Json = dict[str, Any]
 
 PRIVILEGED = frozenset({"blockdev", "iscsiadm", "multipath", "multipathd", "tee"})
 """What is run through ``sudo -n`` unless we are root; etc/sudoers.d/sanstone has the same names."""
+
+# sudo says this on a host whose own name cannot be looked up, and goes on all the same.
+_SUDO_REMARK = re.compile(r"^sudo: unable to resolve host .*\n?", re.MULTILINE)
+_SUDO_REFUSED = re.compile(r"sudo: |Sorry, user |\S+ is not (?:in the sudoers file|allowed to run sudo)")
 
 _SEARCH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 _CHUNK = 65536
@@ -127,19 +133,30 @@ def run(
     completed = Completed(
         process.returncode, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace")
     )
-    if words[0] == "sudo" and process.returncode == 1 and completed.stderr.startswith("sudo:"):
-        raise NodeError(
-            "HostError",
-            f"This user may not run {name} through sudo.",
-            "Install etc/sudoers.d/sanstone of the add-on as /etc/sudoers.d/sanstone on the host.",
-            completed.words,
-        )
+    if words[0] == "sudo":
+        completed = completed._replace(stderr=_SUDO_REMARK.sub("", completed.stderr))
+        if completed.code == 1:
+            _check_sudo(name, completed)
     if ok is not None and process.returncode not in ok:
         last = (completed.words.splitlines() or ["no message"])[0]
         raise NodeError(
             "HostError", f"{name} failed (exit code {process.returncode}): {last}", "", completed.words
         )
     return completed
+
+
+def _check_sudo(name: str, completed: Completed) -> None:
+    """Raise NodeError if it was sudo that failed: the command's own exit code may be 1 as well."""
+    said = completed.stderr.strip()
+    if said == f"sudo: {name}: command not found":
+        raise NodeError("HostError", f"{name} is not installed.", "Install it and try again.", said)
+    if _SUDO_REFUSED.match(said) and not completed.stdout:
+        raise NodeError(
+            "HostError",
+            f"This user may not run {name} through sudo.",
+            "Install etc/sudoers.d/sanstone of the add-on as /etc/sudoers.d/sanstone on the host.",
+            said,
+        )
 
 
 def _drain(
@@ -213,8 +230,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def in_parallel(calls: Sequence[Callable[[], None]]) -> list[NodeError | None]:
-    """Make the calls at once; return for each its NodeError, or None. Every call keeps its own deadline."""
+def in_parallel(
+    calls: Sequence[Callable[[], None]], *, is_enough: Callable[[], bool] | None = None
+) -> list[NodeError | None]:
+    """Make the calls at once; return for each its NodeError, or None. Every call keeps its own deadline.
+
+    When ``is_enough`` holds, the calls that have not returned are left to themselves and count as done.
+    """
     outcomes: list[NodeError | None] = [None] * len(calls)
 
     def make(index: int) -> None:
@@ -226,6 +248,13 @@ def in_parallel(calls: Sequence[Callable[[], None]]) -> list[NodeError | None]:
             outcomes[index] = NodeError("HostError", f"{type(err).__name__}: {err}")
 
     threads = [threading.Thread(target=make, args=(index,), daemon=True) for index in range(len(calls))]
+    if is_enough is not None:
+        for thread in threads:
+            thread.start()
+        wait_until(
+            lambda: not any(thread.is_alive() for thread in threads) or is_enough(), Deadline(math.inf)
+        )
+        return list(outcomes)
     for thread in threads[1:]:
         thread.start()
     if threads:

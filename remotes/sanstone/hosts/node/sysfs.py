@@ -163,6 +163,12 @@ def is_read_only(name: str) -> bool:
     return text(node("block", name, "ro")) == "1"
 
 
+def is_announced(name: str) -> bool:
+    """Tell whether udev has handled a block device, so that its listeners know of it."""
+    database = ROOT / "run" / "udev" / "data"
+    return not database.is_dir() or (database / f"b{text(node('block', name, 'dev'))}").exists()
+
+
 def holders(name: str) -> list[str]:
     """Return the kernel names of the devices that are built on this one."""
     return names(node("block", name, "holders"))
