@@ -33,8 +33,10 @@ _KEY_SECONDS = 30.0
 class Scene:
     """Everything below ``directory``; a context manager that leaves nothing running.
 
-    ``box`` changes the box's configuration (BoxConfig fields); ``attributes`` are added to the datastore.
-    ``say`` is told what is being started.
+    ``box`` changes the box's configuration (BoxConfig fields), ``further_boxes`` names more of them (see
+    ``boxes``); ``attributes`` are added to the datastore, ``settings`` to sanstone.conf, where the driver's
+    section is; ``oned`` changes the stand-in's configuration (OnedConfig fields). ``say`` is told what is
+    being started.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class Scene:
         *,
         hosts: Sequence[str] = ("node1", "node2"),
         box: Mapping[str, object] | None = None,
+        further_boxes: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
+        oned: Mapping[str, object] | None = None,
         hypervisor: Hypervisor | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -52,11 +56,15 @@ class Scene:
         self.host_names = tuple(hosts)
         self.attributes = dict(attributes or {})
         self._box_fields = dict(box or {})
+        self._further_boxes = tuple(further_boxes)
+        self._oned_fields = dict(oned or {})
         self._settings = dict(settings or {})
         self._hypervisor = hypervisor
         self._say = say
         self._stack = ExitStack()
         self.box: Box
+        self.boxes: dict[str, Box] = {}
+        """All boxes by name; they listen on addresses of their own, which is what MGMT names."""
         self.hosts: dict[str, UserSpaceHost] = {}
         self.oned: Oned
 
@@ -81,15 +89,18 @@ class Scene:
         self.key = self._make_key()
         public = self.key.with_suffix(".pub").read_text().strip()
         self._say("the array: a V7000 with its CLI over SSH and its volumes over iSCSI")
-        config = BoxConfig(
-            name="v7000-a",
-            pools={POOL: 100 * 1024 * MIB},
-            directory=self.directory / "array",
-            data_plane=True,
-            users={"oneadmin": User(keys=(public,))},
-        )
-        config = replace(config, **self._box_fields)  # type: ignore[arg-type]
-        self.box = self._stack.enter_context(Box(config))
+        for number, name in enumerate(("v7000-a", *self._further_boxes), 1):
+            config = BoxConfig(
+                name=name,
+                pools={POOL: 100 * 1024 * MIB},
+                directory=self.directory / ("array" if number == 1 else f"array-{name}"),
+                data_plane=True,
+                listen=(f"127.0.0.{number}", 0),
+                users={"oneadmin": User(keys=(public,))},
+            )
+            config = replace(config, **self._box_fields)  # type: ignore[arg-type]
+            self.boxes[name] = self._stack.enter_context(Box(config))
+        self.box = self.boxes["v7000-a"]
         for name in self.host_names:
             self._say(f"host {name}: attaches in user space")
             host = UserSpaceHost(
@@ -99,22 +110,21 @@ class Scene:
                 authorized_key=public,
             )
             self.hosts[name] = self._stack.enter_context(host)
-            self.box.add_host(name, host.initiator_name)
+            for box in self.boxes.values():
+                box.add_host(name, host.initiator_name)
         self._configure()
         self._say("OpenNebula: a stand-in for oned that calls the drivers as oned does")
-        self.oned = self._stack.enter_context(
-            Oned(
-                OnedConfig(
-                    remotes=REMOTES,
-                    datastores=self.directory / "datastores",
-                    vms=self.directory / "vms",
-                    hostname="frontend",
-                    hosts=self.host_names,
-                    environment=self.environment,
-                    hypervisor=self._hypervisor,
-                )
-            )
+        oned = OnedConfig(
+            remotes=REMOTES,
+            datastores=self.directory / "datastores",
+            vms=self.directory / "vms",
+            hostname="frontend",
+            hosts=self.host_names,
+            environment=self.environment,
+            hypervisor=self._hypervisor,
         )
+        oned = replace(oned, **self._oned_fields)  # type: ignore[arg-type]
+        self.oned = self._stack.enter_context(Oned(oned))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -147,13 +157,16 @@ class Scene:
         return "\n".join(f'{key} = "{value}"' for key, value in wanted.items())
 
     def leftovers(self) -> list[str]:
-        """What is on the array and the hosts; empty when nothing is left behind."""
-        stdout, _, _ = self.box.run("lsvdisk -nohdr -delim :")
-        found = [f"array: volume {line.split(':')[1]}" for line in stdout.splitlines()]
-        stdout, _, _ = self.box.run("lsfcmap -nohdr -delim :")
-        found += [f"array: FlashCopy map {line.split(':')[1]}" for line in stdout.splitlines()]
-        stdout, _, _ = self.box.run("lshostvdiskmap -nohdr -delim :")
-        found += [f"array: mapping {line}" for line in stdout.splitlines()]
+        """What is on the arrays and the hosts; empty when nothing is left behind."""
+        found = []
+        for label, box in self.boxes.items():
+            label = "array" if box is self.box else label
+            stdout, _, _ = box.run("lsvdisk -nohdr -delim :")
+            found += [f"{label}: volume {line.split(':')[1]}" for line in stdout.splitlines()]
+            stdout, _, _ = box.run("lsfcmap -nohdr -delim :")
+            found += [f"{label}: FlashCopy map {line.split(':')[1]}" for line in stdout.splitlines()]
+            stdout, _, _ = box.run("lshostvdiskmap -nohdr -delim :")
+            found += [f"{label}: mapping {line}" for line in stdout.splitlines()]
         for name, host in self.hosts.items():
             # hosts stay logged in to the box: its targets are shared by all volumes
             found += [f"{name}: {what}" for what in host.leftovers() if not what.startswith("session ")]
@@ -176,17 +189,18 @@ class Scene:
         ssh.write_text(ssh_config(list(self.hosts.values()), self.key))
         known = self.directory / "known_hosts"
         with known.open("a") as file:
-            file.write(self.box.known_hosts_line(f"[{self.box.ssh_host}]:{self.box.ssh_port}") + "\n")
+            for box in self.boxes.values():
+                file.write(box.known_hosts_line(f"[{box.ssh_host}]:{box.ssh_port}") + "\n")
         lines = {
             "sanstone": {"STATE_DIR": str(self.directory / "state"), "FRONTEND": "frontend"},
             "hosts": {"SSH_OPTIONS": f"-F {ssh}"},
             "v7000": {
-                "MGMT_PORT": str(self.box.ssh_port),
                 "MGMT_KEY": str(self.key),
                 "MGMT_KNOWN_HOSTS": str(known),
                 "STAGING_DIR": str(self._folder("staging")),
                 **self._settings,
             },
+            **{f'v7000 "{box.ssh_host}"': {"MGMT_PORT": str(box.ssh_port)} for box in self.boxes.values()},
         }
         text = []
         for section, values in lines.items():

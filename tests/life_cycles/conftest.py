@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cloud for each test: it starts in a tenth of a second and has to be empty in the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.life_cycles.cloud import Cloud
+
+
+@pytest.fixture
+def cloud(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cloud]:
+    """The parameter, if there is one, is a dictionary of Scene's keyword arguments."""
+    scene: dict[str, Any] = getattr(request, "param", {})
+    with Cloud(tmp_path, **scene) as cloud:
+        yield cloud
+        cloud.oned.wait_idle(60)
+        if not request.node.stash.get(FAILED, False):
+            cloud.assert_nothing_left()
+
+
+FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Let a fixture know that its test failed: what that one left behind is no second failure."""
+    report = yield
+    if report.when == "call":
+        item.stash[FAILED] = report.failed
+    return report

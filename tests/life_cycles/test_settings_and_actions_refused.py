@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong is said with attribute, value and what is allowed; what is not there yet is said, too."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lab.scene import REMOTES
+from tests.life_cycles.cloud import PROGRAMS, Cloud
+
+pytestmark = pytest.mark.real(*PROGRAMS)
+
+WRONG = {
+    "COPYRATE": ("500", ["COPYRATE", "500", "0 to 100"]),
+    "MDISK_GROUP": ("nowhere", ["MDISK_GROUP", "nowhere", "mdiskgrp0"]),
+    "IO_GROUP": ("io_grp9", ["IO_GROUP", "io_grp9", "io_grp0"]),
+    "MGMT": ("", ["MGMT"]),
+    "GRAINSIZE": ("128", ["GRAINSIZE", "128", "64", "256"]),
+    "REPLICATION": ("1", ["REPLICATION"]),
+    "FAILOVER": ("1", ["FAILOVER"]),
+}
+
+
+def untagged(stderr: str) -> list[str]:
+    return [line for line in stderr.splitlines() if not re.match(r"(ERROR|WARN|INFO|DEBUG): ", line)]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_setting_is_refused_at_monitor_and_at_use(cloud: Cloud, name: str) -> None:
+    value, words = WRONG[name]
+    more = {"MGMT_AUX": "v7000-b", "CLUSTER": "0" * 16} if name in ("REPLICATION", "FAILOVER") else {}
+    datastore = cloud.datastore("wrong", **{name: value}, **more)
+    cloud.oned.monitor_datastore(datastore)
+    monitor = cloud.oned.calls[-1]
+    assert monitor.action == "monitor"
+    image = cloud.image(datastore=datastore, state="ERROR")
+    (mkfs,) = cloud.calls("mkfs")
+    assert monitor.rc in (3, 4)
+    for call in (monitor, mkfs):
+        if name == "IO_GROUP" and call is mkfs:  # the box itself refuses it
+            words = [value]
+        assert call.rc in (3, 4, 5), call.stderr
+        assert len(untagged(call.stderr)) == 1
+        for word in words:
+            assert word in call.stderr
+    assert cloud.image_error(image)
+    cloud.assert_array(set())
+
+
+LINKS = sorted(path.relative_to(REMOTES) for path in REMOTES.glob("*/v7000/*"))
+
+
+def test_every_link_answers_malformed_input_with_one_line(cloud: Cloud) -> None:
+    assert {str(path.parent) for path in LINKS} == {"datastore/v7000", "tm/v7000"}
+    for path in LINKS:
+        for argv, stdin in (((), ""), (("1",), "<not xml"), (("a", "b;c", "$(d)"), "x" * 100)):
+            answer = cloud.drive(path.parts[0], path.name, *argv, stdin=stdin)
+            assert answer.rc in (2, 4), (path, answer)
+            assert answer.stdout == ""
+            assert len(untagged(answer.stderr)) == 1, (path, answer.stderr)
+            assert "Traceback" not in answer.stderr
+            if not argv:
+                break
+
+
+def test_actions_that_are_not_there_yet_say_so(cloud: Cloud) -> None:
+    image = cloud.image(PERSISTENT="YES")
+    vm = cloud.run(f'IMAGE_ID="{image}"')
+    cloud.call("vm.diskresize", vm, 0, "64")
+    cloud.expect(vm, "RUNNING")
+    cloud.call("vm.migrate", vm, 1, True, False, -1, 0)
+    cloud.expect(vm, "RUNNING")
+    cloud.act(vm, "poweroff", "POWEROFF")
+    cloud.call("vm.disksnapshotcreate", vm, 0, "s0")
+    cloud.expect(vm, "POWEROFF")
+    for action in ("resize", "premigrate", "snap_create"):
+        (call,) = cloud.calls(action)
+        assert call.rc == 4
+        (line,) = untagged(call.stderr)
+        assert "not supported yet" in line
+    cloud.assert_array({f"one-{image}"}, {f"one-{image}": "node1"})
+    cloud.act(vm, "terminate", "DONE")
+    cloud.delete(image)
+
+
+def test_the_state_directory_is_the_only_place_that_is_written_to(cloud: Cloud, tmp_path: Path) -> None:
+    """Beside the volumes: nothing lies around in the front-end's home or working directory."""
+    image = cloud.image()
+    cloud.delete(image)
+    made = {path.name for path in cloud.directory.iterdir()}
+    expected = {
+        "state",
+        "staging",
+        "datastores",
+        "vms",
+        "hosts",
+        "array",
+        "sanstone.conf",
+        "ssh_config",
+        "known_hosts",
+    }
+    assert made - expected <= {"id", "id.pub"}
