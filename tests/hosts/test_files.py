@@ -151,3 +151,29 @@ def test_what_is_no_link_says_whether_it_is_there(run: Run, tmp_path: Path) -> N
     assert run(ReadLink(f"{tmp_path}/file")) == LinkState(None, None, True)
     assert run(ReadLink(f"{tmp_path}/none")) == LinkState(None, None, False)
     assert run(ReadLink(f"{tmp_path}/file/below")) == LinkState(None, None, False)
+
+
+def test_a_directory_is_moved_into_one_that_is_there_already(run: Run, tmp_path: Path) -> None:
+    old, new = tmp_path / "101" / "7", tmp_path / "102" / "7"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    (old / "disk.0").symlink_to("/dev/mapper/old")
+    (new / "disk.0").symlink_to("/dev/mapper/new")
+    (old / "disk.2").write_bytes(b"volatile")
+    (old / "deployment.0").write_bytes(b"later")
+    (new / "deployment.0").write_bytes(b"earlier")
+    for _ in range(2):
+        run(MovePath(str(old), str(new)))
+        assert not old.exists()
+        assert str((new / "disk.0").readlink()) == "/dev/mapper/new"
+        assert (new / "disk.2").read_bytes() == b"volatile"
+        assert (new / "deployment.0").read_bytes() == b"later"
+
+
+def test_a_file_does_not_take_the_place_of_a_directory(run: Run, tmp_path: Path) -> None:
+    file, folder = tmp_path / "a" / "file", tmp_path / "a" / "folder"
+    folder.mkdir(parents=True)
+    file.write_bytes(b"x")
+    with pytest.raises(ConflictError, match="which is there already"):
+        run(MovePath(str(file), str(folder)))
+    assert file.read_bytes() == b"x"

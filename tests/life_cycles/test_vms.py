@@ -163,7 +163,6 @@ def test_migrations_by_power_off_and_while_powered_off_take_the_disks_along(
     assert_ended(cloud, images)
 
 
-@pytest.mark.xfail(reason="MovePath does not merge a directory into one that is there", strict=True)
 def test_a_migration_to_another_system_datastore_takes_the_disks_along(cloud: Cloud, images: Images) -> None:
     other = cloud.system_datastore("system 2")
     vm = cloud.run(*images.disks()[:3])

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sanstone.actions import volumes
 from sanstone.actions.datastore import Origin, copy_between, copy_onto
@@ -442,8 +442,10 @@ def _take(
         _remove_file(site, disk)
         return
     if _is_used_by_others(site, name, wwid, disk):
-        log.info("%s stays on %s, where other VMs use it", name, disk.host)
-        _remove_file(site, disk)
+        log.info("%s stays on %s, where other disks are it as well", name, disk.host)
+        (state,) = site.host(disk.host).run([ReadLink(disk.path)], deadline=_FILE_SECONDS)
+        if isinstance(state, LinkState) and state.target is not None:
+            _remove_file(site, disk)
         return
     volumes.detach(site, settings, array, name, wwid, disk.host, link=disk.path)
 
@@ -456,16 +458,14 @@ def _is_used_by_others(site: Site, name: str, wwid: str, disk: DiskPath) -> bool
     what = read_name(name)
     if what is None or what.image is None or what.vm is not None:
         return False
-    folder, _, own = disk.path.rpartition("/datastores/")
-    if not own:
-        return False
+    datastores = PurePosixPath(disk.directory).parent.parent
     others = []
     for vm_id in site.opennebula.image(what.image).vm_ids:
         vm = site.opennebula.vm(vm_id)
         if vm.host != disk.host or vm.system_datastore_id is None:
             continue
-        place = f"{folder}/datastores/{vm.system_datastore_id}/{vm.id}"
-        others += [f"{place}/disk.{each.id}" for each in vm.disks if each.image_id == what.image]
+        place = datastores / str(vm.system_datastore_id) / str(vm.id)
+        others += [str(place / f"disk.{each.id}") for each in vm.disks if each.image_id == what.image]
     questions = [ReadLink(path) for path in dict.fromkeys(others) if path != disk.path]
     if not questions:
         return False

@@ -57,6 +57,8 @@ _BOOTSTRAP = (
     "import sys,zlib;i=sys.stdin.buffer;a,b=map(int,i.readline().split());"
     "exec(zlib.decompress(i.read(a)));sys.exit(start(i,b))"
 )
+# A host that lost its power says nothing: without questions a copy would wait for it until its deadline, a day.
+_KEEP_ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 _SSH_FAILED = 255
 _NOT_EXECUTABLE = (126, 127)
 _ANY_CODE = range(-64, 256)
@@ -174,7 +176,8 @@ class Host:
         if self._is_local:
             return python
         options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(1, round(self._connect_timeout))}"]
-        return ["ssh", *options, *self._ssh_options, self.name, quote(python)]
+        # Behind the user's own options, which count first
+        return ["ssh", *options, *self._ssh_options, *_KEEP_ALIVE, self.name, quote(python)]
 
     @staticmethod
     def _request(operations: Sequence[Operation], deadline: float, mark: str) -> bytes:

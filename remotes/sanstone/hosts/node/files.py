@@ -184,7 +184,11 @@ def _remove_tree(place: Path) -> None:
 
 
 def move_path(request: Json, context: Context) -> None:
-    """Rename, or copy and remove when the two lie on different file systems."""
+    """Rename, or copy and remove when the two lie on different file systems.
+
+    A directory that is there already takes the other's entries in: disks are linked into a VM's new directory
+    before oned moves the rest of the old one.
+    """
     source, target = deep(request["source"]), deep(request["target"])
     if source == target:
         return
@@ -193,42 +197,53 @@ def move_path(request: Json, context: Context) -> None:
             return
         raise NodeError("NotFoundError", f"{source} is not there.")
     make_parents(target)
-    try:
-        source.rename(target)
-    except OSError as err:
-        if err.errno == errno.EXDEV:
-            _copy_over(source, target)
-        elif err.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
-            raise NodeError(
-                "ConflictError", f"{source} cannot take the place of {target}, which is there already."
-            ) from None
-        else:
-            raise
+    _move(source, target)
     sync_directory(target.parent)
+
+
+def _move(source: Path, target: Path) -> None:
+    if _is_directory(source) and _is_directory(target):
+        for entry in sorted(source.iterdir()):
+            _move(entry, target / entry.name)
+        sync_directory(target)
+        source.rmdir()
+    elif source.is_symlink() and target.is_symlink():
+        source.unlink()  # the disk has been linked anew
+    elif _is_directory(source) != _is_directory(target) and os.path.lexists(target):
+        raise NodeError(
+            "ConflictError", f"{source} cannot take the place of {target}, which is there already."
+        )
+    else:
+        try:
+            source.rename(target)
+        except OSError as err:
+            if err.errno != errno.EXDEV:
+                raise
+            _copy_over(source, target)
+
+
+def _is_directory(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _copy_over(source: Path, target: Path) -> None:
     import shutil
 
-    if target.is_dir() and not target.is_symlink():
-        raise NodeError(
-            "ConflictError", f"{source} cannot take the place of {target}, which is there already."
-        )
     temporary = beside(target)
     try:
-        if source.is_dir() and not source.is_symlink():
+        if _is_directory(source):
             shutil.copytree(source, temporary, symlinks=True)
         else:
             shutil.copy2(source, temporary, follow_symlinks=False)
         os.sync()
         temporary.replace(target)
     except BaseException:
-        if temporary.is_dir() and not temporary.is_symlink():
+        if _is_directory(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
         raise
-    if source.is_dir() and not source.is_symlink():
+    if _is_directory(source):
         shutil.rmtree(source)
     else:
         source.unlink()
