@@ -24,7 +24,6 @@ MAP_FORMATS: dict[str, str] = {
     "n": "name", "w": "uuid", "d": "sysfs", "N": "paths", "Q": "queueing", "t": "dm-st", "S": "size",
     "r": "write_prot", "x": "path_faults", "f": "features", "s": "vend/prod/rev", "v": "vend", "p": "prod",
 }  # fmt: skip
-NOT_RUNNING = "ux_socket_connect: No such file or directory"
 
 
 class Multipath:
@@ -155,7 +154,7 @@ class Multipathd:
                 1, "multipathd: already running" if self._mapper.is_running else "multipathd: no command"
             )
         if not self._mapper.is_running:
-            return fail(1, NOT_RUNNING)
+            return Answer(1)  # without a word
         answer = self._show(words[1:]) if words[0] in ("show", "list") else self._change(words, call)
         return Answer(self.fail_code, "fail\n") if answer is None else Answer(out=answer)
 
@@ -169,6 +168,8 @@ class Multipathd:
                 return "".join(f"%{key}  {name}\n" for key, name in {**FORMATS, **MAP_FORMATS}.items())
             case ["paths", *rest]:
                 lines = [self._path_fields(disk) for disk in self._kernel.disks()]
+                if not lines:
+                    return "ok\n"  # the daemon's word for an empty answer
                 return _table(rest, lines, FORMATS, "%i %d %D %p %t %T %o")
             case ["maps" | "multipaths", "json"]:
                 return _dumps({"maps": [self._map_json(one) for one in self._mapper.maps()]})

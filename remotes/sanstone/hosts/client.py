@@ -57,7 +57,7 @@ _BOOTSTRAP = (
     "import sys,zlib;i=sys.stdin.buffer;a,b=map(int,i.readline().split());"
     "exec(zlib.decompress(i.read(a)));sys.exit(start(i,b))"
 )
-# A host that lost its power says nothing: without questions a copy would wait for it until its deadline, a day.
+# A host that lost its power says nothing: without questions a copy would wait a day for it, its deadline.
 _KEEP_ALIVE = ("-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 _SSH_FAILED = 255
 _NOT_EXECUTABLE = (126, 127)
