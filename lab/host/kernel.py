@@ -211,6 +211,7 @@ class Kernel:
         with self.lock:
             if not disk.is_up or not disk.export.is_running:
                 return
+            is_announced = size != disk.size or read_only != disk.read_only
             if size != disk.size:
                 try:
                     disk.export.resize(size)
@@ -222,7 +223,8 @@ class Kernel:
                 disk.page_83, disk.wwid = page_83, multipath_wwid(page_83)
                 self.sysfs.set_identity(disk.sysfs, kernel_wwid(page_83), page_83)
         self.set_read_only(disk, read_only)
-        self.uevents.send("change", name)
+        if is_announced:  # a new identity alone is not
+            self.uevents.send("change", name)
 
     def set_read_only(self, disk: Disk, read_only: bool) -> None:
         """Set or clear the kernel's write protection; the array's own stays in force below it."""

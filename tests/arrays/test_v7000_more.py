@@ -99,7 +99,7 @@ def test_who_does_not_wait_for_a_stop_is_told_soon_and_can_come_back(box: Box, a
         started = time.monotonic()
         with pytest.raises(BusyError, match="one-1 to one-1-7-0 is still being stopped"):
             array.delete("one-1-7-0", wait=0)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
     with pytest.raises(BusyError, match="one-1 is still being copied"):
         array.delete("one-1", wait=0)
     assert state(box)[0] == ["one-1", "one-1-7-0"]

@@ -24,7 +24,7 @@ IQN = "iqn.1986-03.com.ibm:2145.box.node1"
 WWID = "3600507680c80000a0000000000000011"
 OTHER = "3600507680c80000a0000000000000022"
 SIZE = 8 * MIB
-COMMANDS = ("blockdev", "iscsiadm", "multipath", "multipathd", "tee")
+COMMANDS = ("blockdev", "iscsiadm", "multipath", "multipathd", "sync", "tee")
 
 
 def names(folder: Path) -> list[str]:
@@ -39,7 +39,7 @@ class FakeHost:
         self.host = Host("node1", is_local=True)
         self._fake = root / "fake"
         self.listeners = listeners
-        for folder in ("array", "login", "wwids", "in-use", "sticky", "record"):
+        for folder in ("array", "login", "wwids", "in-use", "sticky", "record", "scan-hangs"):
             (self._fake / folder).mkdir(parents=True)
         for folder in ("dev/mapper", "dev/disk/by-id", "sys/block", "sys/class/iscsi_session"):
             (root / folder).mkdir(parents=True)

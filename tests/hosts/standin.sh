@@ -7,6 +7,7 @@
 #   login/PORTAL         exit code of a login
 #   no-logout            sessions stay
 #   no-multipathd, strict (no map for a single path), flush-fails, blocked (deletes that never end)
+#   scan-hangs/PORTAL    scans through this portal never end
 #   in-use/MAP           how often multipath -f still says that the map is in use
 #   sticky/SDX           multipathd keeps this path when it is deleted
 #   log                  every call
@@ -132,6 +133,7 @@ case "$name $1 $2" in
     read -r _ target lun
     host=${1%/scan}; host=${host##*host}
     echo "scan host$host $target $lun" >> "$F/log"
+    [ -e "$F/scan-hangs/$(portal_of "$host")" ] && exec sleep 60
     found=$(find_lun "$lun" "$(portal_of "$host")")
     lock
     if [ -n "$found" ] && [ ! -d "$R/sys/devices/platform/host$host/session$host/target$host:0:0/$host:0:0:$lun" ]; then
@@ -195,7 +197,7 @@ case "$name $1 $2" in
     lock; remove_map "$2"; unlock ;;
 "multipath -a "*) : > "$F/wwids/$2" ;;
 "multipathd show daemon") [ -e "$F/no-multipathd" ] && exit 1; echo "pid 4711 idle" ;;
-"multipathd show paths") cat "$F/known" 2>/dev/null ;;
+"multipathd show paths") if [ -s "$F/known" ]; then echo "dev uuid"; cat "$F/known"; else echo ok; fi ;;
 "multipathd add path")
     lock; rm -f "$F/no-slave-$3"; make_map "3$(sed s/naa.// "$R/sys/block/$3/device/wwid")" force; unlock; echo ok ;;
 "multipathd del path") lock; drop_slave "$3"; sed -i "/^$3 /d" "$F/known"; rm -f "$F/sticky/$3"; unlock; echo ok ;;
@@ -203,10 +205,11 @@ case "$name $1 $2" in
 "multipathd resize map")
     for slave in "$R/sys/block/$(cat "$F/map-$3")/slaves/"*; do cat "$slave/size" > "$R/sys/block/$(cat "$F/map-$3")/size"; done
     echo ok ;;
-"blockdev --flushbufs "*)
-    [ -e "$2" ] || { echo "blockdev: cannot open $2: No such file or directory" >&2; exit 1; }
-    [ -e "$F/flush-hangs" ] && sleep 60
-    [ -e "$F/flush-fails" ] && { echo "blockdev: ioctl error on BLKFLSBUF: Input/output error" >&2; exit 1; } ;;
+"sync -- "*)
+    [ -e "$F/flush-hangs" ] && exec sleep 60
+    [ -e "$F/flush-fails" ] && { echo "sync: error syncing '$2': Input/output error" >&2; exit 1; } ;;
+"blockdev --flushbufs "*) # says nothing of data that could not be written
+    [ -e "$2" ] || { echo "blockdev: cannot open $2: No such file or directory" >&2; exit 1; } ;;
 "blockdev --setrw "*) echo 0 > "$R/sys/block/${2##*/}/ro" ;;
 *)
     echo "$name: not known here: $*" >&2

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,6 +124,36 @@ def test_a_stale_disk_that_is_open_is_not_touched(host: FakeHost) -> None:
     assert not [call for call in host.calls() if call.endswith("/delete")]
 
 
+def test_a_stale_disk_that_is_open_stays_refused_however_often_it_is_tried(host: FakeHost) -> None:
+    """A rescan would give it our identity, and its holder would write to our volume."""
+    portal = host.portal()
+    host.say("no-multipathd")
+    stale = host.disk(host.session(portal), 1, OTHER)
+    host.lun(1)
+
+    with (host.root / "dev" / stale).open("rb"):
+        for _ in range(3):
+            with pytest.raises(DataSafetyError, match=OTHER):
+                host.attach(host.connection(portal))
+
+    assert host.disks() == {stale}
+
+
+def test_a_path_of_ours_in_the_map_of_another_volume_counts_as_that_volume(host: FakeHost) -> None:
+    """Somebody rescanned a LUN that was used again; multipath does not look at identities anew."""
+    portal = host.portal()
+    stale = host.disk(host.session(portal), 1, OTHER)
+    host.lun(1)
+    host.attribute("block", stale, "device", "wwid").write_text(f"naa.{WWID[1:]}\n")
+
+    with (host.root / "dev" / stale).open("rb"), pytest.raises(DataSafetyError, match=OTHER):
+        host.attach(host.connection(portal))
+    assert host.maps() == {OTHER: {stale}}
+    device = host.attach(host.connection(portal))
+
+    assert host.maps() == {WWID: {device.paths[0].name}}
+
+
 def test_a_stale_disk_under_lvm_is_not_touched(host: FakeHost) -> None:
     portal = host.portal()
     host.say("no-multipathd")
@@ -173,6 +205,18 @@ def test_a_dead_portal_degrades_and_is_not_asked_again_at_once(host: FakeHost) -
     assert not [call for call in host.calls() if f"-p {dead}" in call]
     assert host.attach(connection) == device
     assert host.calls() == []
+
+
+def test_a_portal_remembered_as_dead_is_not_even_connected_to(host: FakeHost) -> None:
+    alive, dead = host.portal(), host.portal(is_alive=False)
+    host.lun(1)
+    host.attach(host.connection(alive, dead))
+
+    with socket.create_server((dead.address, dead.port)) as back:
+        back.setblocking(False)
+        assert host.attach(host.connection(alive, dead)).is_degraded
+        with pytest.raises(BlockingIOError):
+            back.accept()
 
 
 def test_a_portal_that_came_back_is_used_when_nothing_else_is_left(host: FakeHost) -> None:
@@ -232,7 +276,42 @@ def test_a_dead_session_is_not_waited_for(host: FakeHost) -> None:
     device = host.attach(host.connection(alive, dead))
 
     assert [path.portal for path in device.paths] == [str(alive)]
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 30
+
+
+def test_a_scan_that_hangs_is_not_waited_for_when_another_path_is_there(host: FakeHost) -> None:
+    good, silent = host.portal(), host.portal()
+    host.lun(1)
+    host.say(f"scan-hangs/{silent}")
+    started = time.monotonic()
+
+    device = host.attach(host.connection(good, silent), deadline=40)
+
+    assert [path.portal for path in device.paths] == [str(good)]
+    assert time.monotonic() - started < 30
+    assert sum(call.startswith("tee ") for call in host.calls()) == 2
+
+
+def test_scans_that_all_hang_name_the_portals(host: FakeHost) -> None:
+    silent = host.portal()
+    host.lun(1)
+    host.say(f"scan-hangs/{silent}")
+
+    with pytest.raises(ConnectError, match=f"{silent} does not answer"):
+        host.attach(host.connection(silent), deadline=4)
+
+
+def test_a_volume_that_has_grown_needs_all_paths(host: FakeHost) -> None:
+    portals = host.portal(), host.portal()
+    host.lun(1)
+    host.attach(host.connection(*portals))
+    host.lun(1, size=2 * SIZE)
+    host.attribute("block", "sdb", "device", "state").write_text("transport-offline\n")
+
+    with pytest.raises(HostError, match=r"Path sdb .* does not answer"):
+        host.attach(host.connection(*portals, size=2 * SIZE))
+
+    assert not [call for call in host.calls() if call.startswith("multipathd resize")]
 
 
 def test_a_grown_volume_is_read_anew_on_every_path_and_the_map(host: FakeHost) -> None:
@@ -266,6 +345,23 @@ def test_a_single_path_that_multipathd_left_alone_gets_a_map(host: FakeHost) -> 
     device = host.attach(host.connection(portal))
 
     assert device.path.endswith(f"/dev/mapper/{WWID}")
+    assert f"multipath -a {WWID}" in host.calls()
+
+
+def test_multipathd_is_left_in_peace_until_udev_has_announced_the_path(host: FakeHost) -> None:
+    portal = host.portal()
+    host.say("strict")
+    host.lun(1)
+    database = host.root / "run/udev/data"
+    database.mkdir(parents=True)
+    started = time.monotonic()
+    udev = threading.Timer(2, (database / "b8:16").touch)
+    udev.start()
+
+    host.attach(host.connection(portal))
+
+    udev.join()
+    assert time.monotonic() - started > 2.9
     assert f"multipath -a {WWID}" in host.calls()
 
 

@@ -72,17 +72,6 @@ def test_moving_again_is_success(run: Run, tmp_path: Path) -> None:
         run(MovePath(str(source), str(tmp_path / "c")))
 
 
-def test_moving_a_folder_over_a_full_one_is_a_conflict(run: Run, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_text(name)
-
-    with pytest.raises(ConflictError):
-        run(MovePath(str(tmp_path / "a"), str(tmp_path / "b")))
-
-    assert (tmp_path / "b/file").read_text() == "b"
-
-
 def test_moving_to_another_file_system_copies(run: Run, tmp_path: Path) -> None:
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:

@@ -13,17 +13,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sanstone.errors import HostError
+from sanstone.errors import BusyError, HostError
 from sanstone.hosts.client import Host
-from sanstone.hosts.ops import Attach, Detach
+from sanstone.hosts.ops import Attach, Detach, MakeFilesystem
+from sanstone.model import MIB
 
 if TYPE_CHECKING:
     from tests.hosts.conftest import FakeHost
 
 NOBODY = 65534
+WWID = "3600507680c80000a0000000000000011"
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.real("ssh", "sh", "setpriv")
+pytestmark = pytest.mark.real("ssh", "sh", "setpriv", "qemu-img")
 
 
 @pytest.fixture
@@ -37,10 +39,11 @@ def plain(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]
         monkeypatch.setenv("SANSTONE_HOST_ROOT", str(folder / "root"))
         one = type(host)(folder / "root", host.listeners)
         (folder / "bin").mkdir()
-        for name in ("blockdev", "iscsiadm", "multipath", "multipathd", "tee"):
+        for name in ("blockdev", "iscsiadm", "multipath", "multipathd", "sync", "tee"):
             shutil.copy(Path(__file__).with_name("standin.sh"), folder / "bin" / name)
         (folder / "bin/sudo").write_text(
             f'#!/bin/sh\necho "$*" >> {folder}/root/sudo\n'
+            f"[ -e {folder}/nameless ] && echo 'sudo: unable to resolve host node1: Temporary failure' >&2\n"
             f"[ -e {folder}/refuse ] && {{ echo 'sudo: a password is required' >&2; exit 1; }}\n"
             'shift\nexec "$@"\n'
         )
@@ -74,7 +77,7 @@ def test_every_change_goes_through_sudo_without_a_password(plain: FakeHost) -> N
 
     asked = (plain.root / "sudo").read_text().splitlines()
     assert all(line.startswith("-n ") for line in asked)
-    ran = [call for call in plain.calls() if not call.startswith("scan ")]
+    ran = [call for call in plain.calls() if not call.startswith(("scan ", "sync "))]
     assert [line.removeprefix("-n ").replace(str(plain.root), "").rstrip() for line in asked] == [
         call.rstrip() for call in ran
     ]
@@ -91,6 +94,46 @@ def test_a_missing_right_names_the_file_that_gives_it(plain: FakeHost) -> None:
         plain.run(Attach(plain.connection(portal), log_in=False))
 
     assert "/etc/sudoers.d/sanstone" in caught.value.hint
+
+
+def test_a_host_whose_name_is_unknown_keeps_the_commands_own_words(plain: FakeHost) -> None:
+    """sudo complains of it and goes on; a command that then fails with 1 has failed, not sudo."""
+    (plain.root / "fake/no-multipathd").unlink()
+    portal = plain.portal()
+    number = plain.session(portal)
+    plain.disk(number, 1, WWID)
+    plain.say(f"in-use/{WWID}", "9999")
+    give_away(plain)
+    (plain.root.parent / "nameless").touch()
+
+    with pytest.raises(BusyError) as caught:
+        plain.run(Detach(WWID), deadline=5)
+
+    assert caught.value.details == f"{WWID}: map in use"
+    (plain.root.parent / "refuse").touch()
+    with pytest.raises(HostError, match="may not run"):
+        plain.run(Detach(WWID), deadline=5)
+
+
+def test_xfs_is_made_in_a_file_because_only_root_can_on_a_disk(plain: FakeHost) -> None:
+    program = plain.root.parent / "bin/mkfs.xfs"
+    program.write_text(
+        "#!/bin/sh\nfor last; do :; done\n"
+        "case $last in */dev/*) echo 'cannot set blocksize 4096: Permission denied' >&2; exit 1 ;; esac\n"
+        'printf XFSB | dd of="$last" conv=notrunc status=none\n'
+    )
+    program.chmod(0o755)
+    size = 8 * MIB
+    plain.disk(plain.session(plain.portal()), 1, WWID, size)
+    device = plain.root / "dev/sda"
+    device.write_bytes(b"\xa5" * size)
+    (plain.root / "var/tmp").mkdir(parents=True)
+    give_away(plain)
+
+    plain.run(MakeFilesystem(WWID, "xfs"))
+
+    assert device.read_bytes() == b"XFSB" + bytes(size - 4)
+    assert [path.name for path in (plain.root / "var/tmp").iterdir() if "mkfs" in path.name] == []
 
 
 def test_a_lock_folder_of_somebody_else_is_refused(plain: FakeHost) -> None:

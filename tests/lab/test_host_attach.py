@@ -524,7 +524,7 @@ class TestExitCodes:
             settings = {"node.session.initial_login_retry_max": "2", "node.conn[0].timeo.login_timeout": "3"}
             assert log_in(host, array.portals[1], **settings).code == 8
             # twice iscsid's 3 seconds, which are 0.3 here, and the second between them
-            assert 0.6 < time.monotonic() - started < 3
+            assert 0.6 < time.monotonic() - started < 20
         finally:
             os.kill(pid, signal.SIGCONT)
 

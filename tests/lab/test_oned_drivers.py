@@ -66,11 +66,11 @@ def test_a_driver_that_does_not_read_its_document_is_no_failure(drivers: Drivers
 
 @pytest.mark.real("act")
 def test_what_a_child_says_after_the_end_is_lost(drivers: Drivers) -> None:
-    script(drivers, "(sleep 1.5; echo late) &\necho early")
+    script(drivers, "(sleep 20; echo late) &\necho early")
     started = time.monotonic()
     answer = drivers.run("tm", "x", "act", ())
     assert answer.stdout == "early\n"
-    assert time.monotonic() - started < 1.2
+    assert time.monotonic() - started < 15
 
 
 @pytest.mark.real("act")

@@ -330,7 +330,7 @@ def test_death_ends_a_command_that_waits() -> None:
         assert streams[1].readline() == "begun\n"
         started = time.monotonic()
         box.die()
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         assert streams[1].channel.recv_exit_status() == -1
         for stream in streams:
             stream.close()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sanstone.errors import DeadlineError, HostError
 from sanstone.transport.command import Command, quote, run
+from sanstone.transport.waiting import Deadline, wait_until
 
 shell = pytest.mark.real("sh")
 
@@ -68,6 +69,13 @@ def test_a_program_that_may_not_be_run_is_named(tmp_path: Path) -> None:
         run(Command.of([str(program)], deadline=1))
 
 
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
 @shell
 def test_the_deadline_ends_the_command_with_all_its_children(tmp_path: Path) -> None:
     started = time.monotonic()
@@ -75,9 +83,9 @@ def test_the_deadline_ends_the_command_with_all_its_children(tmp_path: Path) -> 
     with pytest.raises(DeadlineError):
         run(sh(f"sleep 60 & echo $! > {tmp_path}/pid; wait", deadline=0.5))
 
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
     pid = int((tmp_path / "pid").read_text())
-    assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text()
+    assert wait_until(lambda: has_ended(pid) or None, Deadline(10), f"The end of process {pid}")
 
 
 @shell
@@ -87,7 +95,7 @@ def test_a_command_that_will_not_end_is_killed() -> None:
     with pytest.raises(DeadlineError):
         run(sh("trap '' TERM; while :; do sleep 0.1; done", deadline=0.3))
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @shell
@@ -119,7 +127,7 @@ def test_a_reader_that_stalls_does_not_hold_past_the_deadline() -> None:
     with pytest.raises(DeadlineError):
         run(sh("exec sleep 60", deadline=0.5), upload=io.BytesIO(bytes(8 << 20)))
 
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
 
 
 @shell
@@ -130,7 +138,7 @@ def test_a_source_that_stalls_does_not_hold_past_the_deadline() -> None:
     with pytest.raises(DeadlineError):
         run(sh("cat", deadline=0.5), upload=source)
 
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 30
     source.release.set()
 
 
@@ -174,17 +182,17 @@ def test_what_a_listener_raises_ends_the_command() -> None:
     started = time.monotonic()
     with pytest.raises(ValueError, match="not like this"):
         run(sh("echo x; sleep 60"), on_output=refuse)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @shell
 def test_a_child_in_the_background_does_not_keep_the_caller() -> None:
     started = time.monotonic()
 
-    done = run(sh("sleep 3 & echo done"))
+    done = run(sh("sleep 20 & echo done"))
 
     assert done.stdout == b"done\n"
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 15
 
 
 def test_standard_input_appears_in_no_text() -> None:

@@ -217,7 +217,7 @@ def test_a_box_that_never_grants_a_request_is_given_up_at_the_deadline(tmp_path:
         started = time.monotonic()
         with pytest.raises(DeadlineError, match="did not answer a command within 1 s"):
             say(sshd.login(sshd.known(tmp_path / "known_hosts", key)), seconds=1.0)
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 30
 
 
 def test_a_login_that_fails_gives_its_slot_back(server: SSHServer, known: Path, tmp_path: Path) -> None:

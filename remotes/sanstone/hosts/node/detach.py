@@ -189,7 +189,7 @@ def _flush(
         _sync(device, limit)
         run(["blockdev", "--flushbufs", str(device)], limit)
     except NodeError as fault:
-        if fault.message.endswith("is not installed."):
+        if fault.message.endswith(("is not installed.", "through sudo.")):
             raise
         if found is not None and fault.family == "DeadlineError":
             multipath.disable_queueing(found.name, deadline)
