@@ -26,6 +26,7 @@ _TOOLS = ("qemu-img", "dd", "ddpt")
 _INFO_LIMIT = 60.0
 _KIND = re.compile(r"[a-z][a-z0-9]{1,15}")
 _LABEL_LIMIT = 64
+_ZERO_BLOCK = 1 << 20
 _ROOT_ONLY = frozenset({"xfs"})
 """These set the block size of the device, which only root may do: ``cannot set blocksize 4096``."""
 _PERCENT = re.compile(rb"\((\d+(?:\.\d+)?)/100%\)")
@@ -55,6 +56,8 @@ def convert(request: Json, context: Context) -> Json:
         )
     started = time.monotonic()
     _copy(tool, image["format"], source, target, bool(request["target_is_zero"]), context)
+    if not request["target_is_zero"]:
+        _zero(target, image["virtual-size"], size, context)
     data = min(int(image.get("actual-size", 0)), image["virtual-size"])
     return {"size": image["virtual-size"], "data": data, "seconds": time.monotonic() - started}
 
@@ -74,7 +77,23 @@ def copy_volume(request: Json, context: Context) -> Json:
         )
     started = time.monotonic()
     _copy(tool, "raw", source, target, bool(request["target_is_zero"]), context)
+    if not request["target_is_zero"]:
+        _zero(target, size, room, context)
     return {"size": size, "data": size, "seconds": time.monotonic() - started}
+
+
+def _zero(target: Path, start: int, end: int, context: Context) -> None:
+    """Overwrite what lies behind a copy: it may still hold what another owner wrote there."""
+    if start >= end:
+        return
+    block = bytes(_ZERO_BLOCK)
+    with target.open("r+b", buffering=0) as device:
+        device.seek(start)
+        while start < end:
+            context.deadline.check(f"zeroing the end of {target}")
+            start += device.write(block[: end - start])
+        os.fsync(device.fileno())
+    flush(target, context)
 
 
 def attached(wwid: str) -> tuple[Path, int]:
