@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -236,5 +236,48 @@ def test_a_detachment_that_fails_is_repeated(
             assert nothing_on_hosts(cloud), failed
             must(run(make), failed)
         must(run(remove), "the end")
+    assert cloud.stored(f"one-{disk_calls.data}") == CONTENT[::-1]
+    cloud.delete(disk_calls.image, disk_calls.data)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=NAMES)
+def test_a_move_that_fails_is_repeated(
+    cloud: Cloud, run: Run, disk_calls: DiskCalls, mode: dict[str, Any]
+) -> None:
+    volume, there = f"one-{disk_calls.data}", disk_calls.ln.argv[1]
+    elsewhere = there.replace("node1:", "node2:")
+    forth = replace(disk_calls.ln, action="mv", argv=(there, elsewhere, *disk_calls.ln.argv[2:]))
+    back = replace(forth, argv=(elsewhere, there, *disk_calls.ln.argv[2:]))
+    must(run(disk_calls.ln), "the beginning")
+    for failed in failures(cloud, run, forth, mode=mode):
+        must(run(forth), failed)
+        assert cloud.mappings() == {("node2", volume)}, failed
+        must(run(back), failed)
+        assert cloud.mappings() == {("node1", volume)}, failed
+    must(run(back), "the end")
+    must(run(disk_calls.mvds), "the end")
+    assert nothing_on_hosts(cloud)
+    assert cloud.stored(volume) == CONTENT[::-1]
+    cloud.delete(disk_calls.image, disk_calls.data)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=NAMES)
+@pytest.mark.parametrize("cloud", [{"box": {"copy_speed": 1000.0}}], indirect=True)
+@pytest.mark.parametrize("image_calls", ["mkfs"], indirect=True)
+def test_a_save_that_fails_is_repeated(
+    cloud: Cloud, run: Run, image_calls: ImageCalls, disk_calls: DiskCalls, mode: dict[str, Any]
+) -> None:
+    source = must(run(image_calls.make), "the beginning").strip()
+    disk, vm, datastore = disk_calls.ln.argv[1], *disk_calls.ln.argv[2:]
+    save = replace(disk_calls.ln, action="cpds", argv=(disk, source, "-1", vm, datastore))
+    must(run(disk_calls.ln), "the beginning")
+    for failed in failures(cloud, run, save, mode=mode):
+        must(run(save), failed)
+        assert cloud.stored(image_calls.volume) == CONTENT[::-1], failed
+        assert cloud.mappings() == {("node1", f"one-{disk_calls.data}")}, failed
+        must(run(image_calls.remove), failed)
+        must(run(image_calls.make), failed)
+    must(run(disk_calls.mvds), "the end")
+    must(run(image_calls.remove), "the end")
     assert cloud.stored(f"one-{disk_calls.data}") == CONTENT[::-1]
     cloud.delete(disk_calls.image, disk_calls.data)
