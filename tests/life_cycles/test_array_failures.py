@@ -281,3 +281,26 @@ def test_a_save_that_fails_is_repeated(
     must(run(image_calls.remove), "the end")
     assert cloud.stored(f"one-{disk_calls.data}") == CONTENT[::-1]
     cloud.delete(disk_calls.image, disk_calls.data)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=NAMES)
+@pytest.mark.parametrize("disk", [0, 1], ids=["mkimage", "mkswap"])
+def test_a_volatile_volume_that_cannot_be_made_leaves_nothing_and_is_repeated(
+    cloud: Cloud, run: Run, disk: int, mode: dict[str, Any]
+) -> None:
+    block = cloud.system_datastore("block", DISK_TYPE="BLOCK", MGMT=cloud.box.ssh_host, BRIDGE_LIST="node1")
+    vm = cloud.run('TYPE="fs",SIZE="8",FORMAT="raw"', 'TYPE="swap",SIZE="8"', datastore=block)
+    cloud.act(vm, "terminate-hard", "DONE")
+    make = cloud.calls(("mkimage", "mkswap")[disk])[-1]
+    remove = cloud.calls("delete")[disk]
+    volume = f"one-sys-{vm}-{disk}"
+    for failed in failures(cloud, run, make, mode=mode):
+        if failed.answer.rc:
+            assert (cloud.volumes(), cloud.mappings()) == (set(), set()), failed
+        must(run(make), failed)
+        assert cloud.volumes() == {volume}, failed
+        assert cloud.mappings() == {("node1", volume)}, failed
+        must(run(remove), failed)
+        assert (cloud.volumes(), cloud.mappings()) == (set(), set()), failed
+        assert nothing_on_hosts(cloud), failed
+    must(run(remove), "the end")
