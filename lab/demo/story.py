@@ -372,7 +372,8 @@ def first_words(console: str) -> str | None:
     """Find the line by which the guest's boot loader or kernel introduces itself."""
     if "No bootable device" in console:
         return "No bootable device, says the firmware"
-    for line in console.splitlines():
+    whole_lines = console.rpartition("\n")[0].splitlines()
+    for line in whole_lines:
         if any(word in line for word in ("GNU GRUB", "Linux version", "login:", "ISOLINUX", "SYSLINUX")):
             return " ".join(line.split())[:70]
     return None
