@@ -343,7 +343,7 @@ def test_an_unknown_pool_is_refused_with_those_that_are_there(opened: Opener) ->
 
 def test_an_unknown_io_group_is_refused(opened: Opener) -> None:
     with pytest.raises(ConfigurationError, match="IO_GROUP=io_grp9"):
-        opened(IO_GROUP="io_grp9").check()
+        opened(IO_GROUP="io_grp9").capacity()
 
 
 @pytest.mark.parametrize(

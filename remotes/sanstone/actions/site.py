@@ -86,10 +86,6 @@ class Site:
         return self._hosts[name]
 
     @property
-    def frontend(self) -> Host:
-        return self.host(self.frontend_name)
-
-    @property
     def frontend_name(self) -> str:
         return self.common.text("FRONTEND") or socket.gethostname()
 
@@ -106,10 +102,6 @@ class Site:
         names = list(settings.words("BRIDGE_LIST")) or [self.frontend_name]
         turn %= len(names)
         return names[turn:] + names[:turn]
-
-    def round_trips(self) -> dict[str, int]:
-        """Count what went to hosts so far."""
-        return {name: host.round_trips for name, host in self._hosts.items()}
 
     @contextmanager
     def volume(self, array: Array, name: str, *, seconds: float = _LOCK_SECONDS) -> Iterator[None]:

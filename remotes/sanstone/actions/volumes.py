@@ -14,8 +14,8 @@ from typing import BinaryIO
 from sanstone.actions.site import Site
 from sanstone.arrays import Array, NameTakenError, NewVolume
 from sanstone.errors import BusyError, ConflictError, ConnectError, SanstoneError, UnreachableError
-from sanstone.hosts.ops import Attach, Attached, Detach, Operation, Result
-from sanstone.model import Connection, Device, Volume
+from sanstone.hosts.ops import Attach, Attached, Detach, Detached, Operation, Result
+from sanstone.model import Connection, Volume
 from sanstone.names import read_name
 from sanstone.settings import Settings
 from sanstone.store.ledger import Entry
@@ -24,7 +24,6 @@ __all__ = [
     "Made",
     "NotOursError",
     "OnHost",
-    "attach",
     "attached",
     "complete",
     "delete",
@@ -131,18 +130,6 @@ def complete(site: Site, array: Array, name: str) -> None:
         site.ledger.ready(entry)
 
 
-def attach(
-    site: Site, settings: Settings, connection: Connection, host: str, *, link: str | None = None
-) -> Device:
-    """Attach a mapped volume to a host and link a disk to it; the certificate goes to the log."""
-    (result,) = site.host(host).run(
-        [attach_operation(site, settings, connection, host, link)],
-        deadline=settings.seconds("ATTACH_TIMEOUT"),
-    )
-    assert isinstance(result, Attached)
-    return certify(connection, host, result)
-
-
 def attach_operation(
     site: Site, settings: Settings, connection: Connection, host: str, link: str | None = None
 ) -> Attach:
@@ -150,7 +137,7 @@ def attach_operation(
     return Attach(connection, link, log_in=host not in quiet and host.split(".", 1)[0] not in quiet)
 
 
-def certify(connection: Connection, host: str, result: Attached) -> Device:
+def certify(connection: Connection, host: str, result: Attached) -> None:
     """Log what was checked, and loudly when a path is missing."""
     device = result.device
     found = ", ".join(f"{path.name} ({path.portal})" for path in device.paths)
@@ -163,7 +150,6 @@ def certify(connection: Connection, host: str, result: Attached) -> Device:
             "%s has %d of %d paths on %s: see its iSCSI sessions and the array's ports",
             connection.volume, len(device.paths), device.expected_paths, host,
         )  # fmt: skip
-    return device
 
 
 def detach(
@@ -183,9 +169,13 @@ def let_go(
 ) -> None:
     """Take the device of a volume off a host, which shall lose the mapping next, reached or not."""
     try:
-        site.host(host).run([Detach(wwid, link)], deadline=settings.seconds("ATTACH_TIMEOUT"))
+        results = site.host(host).run([Detach(wwid, link)], deadline=settings.seconds("ATTACH_TIMEOUT"))
     except ConnectError as err:
         log.warning("%s is unmapped from %s without the host's consent: %s", name, host, err)
+        return
+    for result in results:
+        for warning in result.warnings if isinstance(result, Detached) else ():
+            log.warning("%s on %s: %s", name, host, warning)
 
 
 @contextmanager

@@ -75,14 +75,11 @@ class Array(Protocol):
     def refresh(self) -> None:
         """Forget what is remembered of the system, because something did not fit."""
 
-    def check(self) -> None:
-        """Hold the settings against the system.
+    def capacity(self) -> Capacity:
+        """Hold the settings against the system and read what the datastore's pools have, as it counts.
 
         Raises: ConfigurationError for a pool, I/O group or the like that is not there.
         """
-
-    def capacity(self) -> Capacity:
-        """Read what the datastore's pools have, as the system counts it."""
 
     def find(self, *names: str) -> tuple[Volume | None, ...]:
         """Look volumes up by name, all in one question."""

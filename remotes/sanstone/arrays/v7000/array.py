@@ -77,10 +77,6 @@ class V7000:
 
     # what is there
 
-    def check(self) -> None:
-        pools, groups = self._terminal.ask(listing("lsmdiskgrp", "-bytes"), listing("lsiogrp")).sections
-        self._check(rows(pools), rows(groups))
-
     def capacity(self) -> Capacity:
         pools, groups = self._terminal.ask(listing("lsmdiskgrp", "-bytes"), listing("lsiogrp")).sections
         self._check(rows(pools), rows(groups))
