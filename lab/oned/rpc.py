@@ -7,6 +7,7 @@ import inspect
 import threading
 import xmlrpc.client
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from xml.sax.saxutils import escape
@@ -54,6 +55,10 @@ class RpcServer:
         class _Request(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             timeout = 60
+
+            def handle(self) -> None:
+                with suppress(ConnectionError):  # who asked may have been killed meanwhile
+                    super().handle()
 
             def do_POST(self) -> None:
                 length = int(self.headers.get("Content-Length", "0"))

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import http.client
 import re
+import socket
+import struct
+import threading
 import xmlrpc.client
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ import pytest
 
 from lab.oned import ApiEvent, Oned, StateEvent
 from lab.oned.model import Snapshot
+from lab.oned.rpc import RpcServer
 from lab.oned.states import ImageState, LcmState
 from tests.lab.test_oned_recorder import PROGRAMS, make_datastores, recorded_config
 from tests.lab.test_oned_story import FULL, RECORD
@@ -348,3 +352,25 @@ def test_subscribers_hear_of_states_and_requests_also_failed_ones(oned: Oned) ->
     assert requests == [("one.image.allocate", True), ("one.image.delete", False)]
     assert states == [["IMAGE", 0, "READY"]]
     assert all(event.document.startswith("<IMAGE>") for event in heard if isinstance(event, StateEvent))
+
+
+def test_a_client_that_is_killed_while_it_waits_is_no_event(capfd: pytest.CaptureFixture[str]) -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def slow(user: object) -> int:
+        asked.set()
+        assert may_answer.wait(10)
+        return 1
+
+    server = RpcServer(("127.0.0.1", 0), {"slow": slow}, lambda session: session, lambda *noted: None)
+    server.start()
+    try:
+        with socket.create_connection(server.address) as client:
+            body = xmlrpc.client.dumps(("session",), "slow").encode()
+            client.sendall(b"POST /RPC2 HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            assert asked.wait(10)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        may_answer.set()
+    finally:
+        server.stop()
+    assert capfd.readouterr() == ("", "")
