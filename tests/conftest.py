@@ -33,7 +33,7 @@ from lab.prepare import PACKAGE_OF, path_with_sbin
 
 ROOT = Path(__file__).resolve().parents[1]
 # where the program for hosts pauses between two looks; the library does not use time.sleep for that
-WAITING = ROOT / "remotes/sanstone/hosts/node/run.py"
+WAITING = ROOT / "remotes/sanstone/transport/remote/run.py"
 TIME_TO_END = 3.0  # seconds that threads, processes and mounts have to go away after a module
 
 hypothesis.settings.register_profile("sanstone", deadline=None, database=None, derandomize="CI" in os.environ)

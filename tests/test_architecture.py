@@ -43,11 +43,12 @@ FLOORS_WITHOUT_NEIGHBOURS = {3}
 FLOORS_FOR_THE_LAB = {1, 2}
 LINES = 600
 
-# What runs on a host brings nothing along, and a host has nothing of ours installed.
-NODE = "sanstone.hosts.node"
+# What runs on another machine brings nothing along, and that has nothing of ours installed.
+REMOTE = "sanstone.transport.remote"
+NODES = ("sanstone.hosts.node", "sanstone.arrays.iscsi.node", REMOTE)
 
-# Where a pause between two looks is made: one place in the library, one in the program for hosts.
-WAITING = {"sanstone.transport.waiting", "sanstone.hosts.node.run"}
+# Where a pause between two looks is made: one place in the library, one in the programs for other machines.
+WAITING = {"sanstone.transport.waiting", "sanstone.transport.remote.run"}
 
 # What oned asks of a datastore for backups only, which none of the drivers is.
 BACKUP = {"backup", "backup_cancel", "increment_flatten", "restore"}
@@ -207,13 +208,15 @@ def test_lab_knows_only_the_lower_floors() -> None:
     assert too_high == []
 
 
-def test_program_for_hosts_needs_the_standard_library_only() -> None:
+@pytest.mark.parametrize("node", NODES)
+def test_program_for_other_machines_needs_the_standard_library_only(node: str) -> None:
     foreign = [
         f"{file.relative_to(ROOT)}:{line}: {name}"
         for module, file in LIBRARY.items()
-        if module == NODE or module.startswith(NODE + ".")
+        if module == node or module.startswith(node + ".")
         for line, name in imports_of(file, REMOTES)
-        if name.split(".")[0] not in sys.stdlib_module_names and not f"{name}.".startswith(NODE + ".")
+        if name.split(".")[0] not in sys.stdlib_module_names
+        and not f"{name}.".startswith((node + ".", REMOTE + "."))
     ]
     assert foreign == []
 

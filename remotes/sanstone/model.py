@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MIB", "Capacity", "Connection", "Device", "Path", "Portal", "Target", "Volume"]
+from sanstone.secret import Secret
+
+__all__ = ["MIB", "Capacity", "Chap", "Connection", "Device", "Path", "Portal", "Target", "Volume"]
 
 MIB = 1024 * 1024
 
@@ -46,6 +48,14 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Chap:
+    """What an initiator proves to a target that it may log in."""
+
+    user: str
+    password: Secret
+
+
+@dataclass(frozen=True, slots=True)
 class Connection:
     """All that a host must know to attach one volume, and to be sure that it is that volume."""
 
@@ -54,6 +64,7 @@ class Connection:
     size: int
     lun: int
     targets: tuple[Target, ...]
+    chap: Chap | None = None
 
     @property
     def expected_paths(self) -> int:

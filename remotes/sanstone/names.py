@@ -14,10 +14,13 @@ from sanstone.errors import RequestError
 
 __all__ = [
     "VolumeName",
+    "backup_volume",
     "clone_names",
     "clone_volume",
     "image_volume",
+    "is_snapshot_of",
     "read_name",
+    "snapshot_volume",
     "volatile_volume",
     "volume_of_source",
 ]
@@ -25,7 +28,8 @@ __all__ = [
 _SAFE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,62}")
 _READ = re.compile(
     r"one-(?:sys-(?P<vvm>\d+)-(?P<vdisk>\d+)"
-    r"|(?P<image>\d+)(?:-(?P<vm>\d+)-(?P<disk>\d+)|-snapshot-(?P<oldvm>\d+))?)",
+    r"|(?P<image>\d+)(?:-(?P<vm>\d+)-(?P<disk>\d+)|-snapshot-(?P<oldvm>\d+))?)"
+    r"(?:-s(?P<snapshot>\d+)|-b(?P<backup>\d+))?",
     re.ASCII,
 )
 
@@ -34,12 +38,15 @@ _READ = re.compile(
 class VolumeName:
     """What a volume's name says: the image, and for a clone or volatile disk its VM and disk.
 
-    ``disk`` is None for a clone that the old V7000 add-on named.
+    ``disk`` is None for a clone that the old V7000 add-on named. ``snapshot`` or ``backup``: it is what the
+    volume was at that disk snapshot, or at that backup.
     """
 
     image: int | None
     vm: int | None = None
     disk: int | None = None
+    snapshot: int | None = None
+    backup: int | None = None
 
 
 def image_volume(image: int) -> str:
@@ -62,6 +69,21 @@ def volatile_volume(vm: int, disk: int) -> str:
     return f"one-sys-{vm}-{disk}"
 
 
+def snapshot_volume(volume: str, snapshot: int) -> str:
+    """Name the volume that holds a disk snapshot of ``volume``."""
+    return f"{volume}-s{snapshot}"
+
+
+def backup_volume(volume: str, backup: int) -> str:
+    """Name the volume that holds what ``volume`` was when backup ``backup`` began."""
+    return f"{volume}-b{backup}"
+
+
+def is_snapshot_of(volume: str, name: str) -> bool:
+    """Tell whether ``name`` is that of a disk snapshot or a backup's state of ``volume``."""
+    return re.fullmatch(re.escape(volume) + r"-[sb]\d+", name, re.ASCII) is not None
+
+
 def read_name(name: str) -> VolumeName | None:
     """Tell what a volume's name says, None when it is no name of ours."""
     match = _READ.fullmatch(name)
@@ -69,18 +91,20 @@ def read_name(name: str) -> VolumeName | None:
         return None
     found = {key: int(value) for key, value in match.groupdict().items() if value is not None}
     vm = found.get("vm", found.get("oldvm", found.get("vvm")))
-    return VolumeName(found.get("image"), vm, found.get("disk", found.get("vdisk")))
+    disk = found.get("disk", found.get("vdisk"))
+    return VolumeName(found.get("image"), vm, disk, found.get("snapshot"), found.get("backup"))
 
 
 def volume_of_source(source: str) -> str:
     """Find the volume's name in an image's SOURCE.
 
-    SOURCE is the name alone, or an IQN that ends in ``.NAME`` (the V7000 add-on's form); oned puts
+    SOURCE is the name alone, or an IQN that ends in ``.NAME`` (the V7000 add-on's form) or in ``.lv-NAME``
+    (the iSCSI add-on's, which calls a logical volume so); oned puts
     ``frontend:`` before it for tm actions unless it holds a colon (recorded: vm-deploy-source-with-colon).
 
     Raises: RequestError when there is no usable name in it.
     """
-    name = source.rsplit(":", 1)[-1].rsplit(".", 1)[-1]
+    name = source.rsplit(":", 1)[-1].rsplit(".", 1)[-1].removeprefix("lv-")
     if not _SAFE.fullmatch(name):
         raise RequestError(
             f"The image's SOURCE {source!r} names no volume.", "Was the image made by this driver?"

@@ -5,15 +5,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sanstone.arrays.base import Abilities, Array, NameTakenError, NewVolume, Placement
+from sanstone.arrays.base import Abilities, Array, Extent, Initiator, NameTakenError, NewVolume, Placement
 from sanstone.errors import NotSupportedError
 from sanstone.settings import Settings
 
-__all__ = ["Abilities", "Array", "NameTakenError", "NewVolume", "Placement", "open_array"]
+__all__ = [
+    "Abilities",
+    "Array",
+    "Extent",
+    "Initiator",
+    "NameTakenError",
+    "NewVolume",
+    "Placement",
+    "open_array",
+]
 
 
-def open_array(driver: str, settings: Settings, *, state: Path | None = None) -> Array:
+def open_array(
+    driver: str, settings: Settings, *, state: Path | None = None, initiator: Initiator | None = None
+) -> Array:
     """Open the storage system of a datastore; nothing is sent before the first question.
+
+    ``initiator`` is asked by systems whose access rules name initiators.
 
     Raises: NotSupportedError for a driver that is not there.
     """

@@ -10,7 +10,16 @@ from typing import Protocol
 from sanstone.errors import ConflictError
 from sanstone.model import Capacity, Connection, Volume
 
-__all__ = ["Abilities", "Array", "Claim", "NameTakenError", "NewVolume", "Placement"]
+__all__ = [
+    "Abilities",
+    "Array",
+    "Claim",
+    "Extent",
+    "Initiator",
+    "NameTakenError",
+    "NewVolume",
+    "Placement",
+]
 
 
 class NameTakenError(ConflictError):
@@ -19,11 +28,17 @@ class NameTakenError(ConflictError):
 
 @dataclass(frozen=True, slots=True)
 class Abilities:
-    """What a system can do beyond the interface: the actions and the wizard ask before they offer it."""
+    """What a system can do beyond the interface: the actions and the wizard ask before they offer it.
+
+    ``target_per_volume``: each volume has an iSCSI target of its own, so that a host logs out with it.
+    ``tells_changes``: ``changes`` knows where two snapshots of a volume differ.
+    """
 
     clones_within: bool = True
     expands_copies: bool = False
     zeroes_new_volumes: bool = True
+    target_per_volume: bool = False
+    tells_changes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +64,17 @@ class Placement:
     connection: Connection | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """``length`` bytes from ``offset``."""
+
+    offset: int
+    length: int
+
+
 Claim = Callable[[Volume | None], None]
+Initiator = Callable[[str], str]
+"""Tells the iSCSI initiator name (IQN) of a host by OpenNebula's name for it."""
 
 
 class Array(Protocol):
@@ -95,8 +120,16 @@ class Array(Protocol):
         Raises: what ``claim`` raises, NotFoundError for a missing source, CapacityError, NameTakenError.
         """
 
+    def snapshots(self, name: str) -> tuple[Volume, ...]:
+        """List the snapshots of a volume by their names (``names.snapshot_volume``, ``backup_volume``)."""
+
+    def changes(self, older: str, newer: str) -> tuple[Extent, ...]:
+        """Tell where two snapshots of one volume differ, in ascending order; only if ``tells_changes``."""
+
     def copy(self, source: str, target: str) -> None:
         """Let ``target``, which exists and has the same size, have the contents that ``source`` has now.
+
+        ``source`` may be a snapshot of ``target``, which so goes back to it; the snapshot stays.
 
         Raises: ConflictError when the sizes differ or ``target`` is mapped.
         """

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sanstone.arrays.base import Abilities, Claim, NameTakenError, NewVolume, Placement
+from sanstone.arrays.base import Abilities, Claim, Extent, NameTakenError, NewVolume, Placement
 from sanstone.arrays.v7000 import codes
 from sanstone.arrays.v7000.codes import RefusedError
 from sanstone.arrays.v7000.facts import TARGET_QUESTIONS, Facts, read_targets
@@ -32,6 +32,7 @@ from sanstone.errors import (
     NotSupportedError,
 )
 from sanstone.model import MIB, Capacity, Connection, Volume
+from sanstone.names import is_snapshot_of
 from sanstone.settings import Settings
 from sanstone.transport.ssh import Login, SSHSession
 from sanstone.transport.waiting import Deadline
@@ -95,6 +96,14 @@ class V7000:
         (section,) = self._terminal.ask(volumes_where(f"vdisk_UID={uid}")).sections
         found = read_volumes(section)
         return found[0].volume if found else None
+
+    def snapshots(self, name: str) -> tuple[Volume, ...]:
+        sections = self._terminal.ask(*(volumes_where(f"name={name}-{kind}*") for kind in "sb")).sections
+        found = [each.volume for section in sections for each in read_volumes(section)]
+        return tuple(each for each in found if is_snapshot_of(name, each.name))
+
+    def changes(self, older: str, newer: str) -> tuple[Extent, ...]:
+        raise NotSupportedError(f"{self.name} does not tell where {older} and {newer} differ.")
 
     def mapped_hosts(self, name: str) -> tuple[str, ...]:
         (section,) = self._terminal.ask(listing("lsvdiskhostmap", name)).sections

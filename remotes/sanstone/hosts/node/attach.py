@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.lock import hold
+from sanstone.transport.remote.run import Context, Deadline, Json, in_parallel, wait_until
+
 from . import files, iscsi, multipath, scsi, sysfs
 from .detach import who_holds
-from .errors import NodeError
 from .iscsi import Portal, Session
-from .lock import hold
-from .run import Context, Deadline, Json, in_parallel, wait_until
 from .sysfs import Disk, Map
 
 __all__ = ["attach"]

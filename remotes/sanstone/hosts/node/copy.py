@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.run import ROOT, Context, Json, run
+
 from . import files, sysfs
-from .errors import NodeError
-from .run import Context, Json, run
 
 __all__ = ["convert", "copy_volume", "make_filesystem", "make_image_file"]
 
@@ -315,7 +316,7 @@ def make_filesystem(request: Json, context: Context) -> None:
 
 def _through_a_file(kind: str, label: str, target: Path, size: int, context: Context) -> None:
     """Make the file system in a sparse file and copy that, with its zeros: the volume may hold anything."""
-    place = files.beside(sysfs.ROOT / "var" / "tmp" / "sanstone-mkfs")
+    place = files.beside(ROOT / "var" / "tmp" / "sanstone-mkfs")
     try:
         _create("raw", place, size, context)
         run(_mkfs(kind, label, place), context.deadline, ends_with_caller=True)

@@ -12,10 +12,11 @@ import json
 import os
 from pathlib import Path
 
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.lock import hold, state_directory
+from sanstone.transport.remote.run import Context, Deadline, Json, run, wait_until
+
 from . import files, holders, iscsi, multipath, scsi, sysfs
-from .errors import NodeError
-from .lock import hold, state_directory
-from .run import Context, Deadline, Json, run, wait_until
 from .sysfs import Disk, Map
 
 __all__ = ["detach"]

@@ -9,9 +9,10 @@ import os
 import stat
 from pathlib import Path, PurePosixPath
 
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.run import Context, Json
+
 from . import sysfs
-from .errors import NodeError
-from .run import Context, Json
 
 __all__ = ["disk_usage", "link", "move_path", "put_file", "read_link", "remove_path", "wwid_of_link"]
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.lock import hold, state_directory
+from sanstone.transport.remote.run import Completed, Deadline, in_parallel, run, wait_until
+
 from . import sysfs
-from .errors import NodeError
-from .lock import hold, state_directory
-from .run import Completed, Deadline, in_parallel, run, wait_until
 
 __all__ = ["Portal", "Session", "log_in", "log_out", "portal", "sessions", "sessions_by_host"]
 

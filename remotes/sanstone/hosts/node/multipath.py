@@ -7,9 +7,10 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.run import Deadline, run, search_path, wait_until
+
 from . import sysfs
-from .errors import NodeError
-from .run import Deadline, run, search_path, wait_until
 from .sysfs import Map
 
 __all__ = [

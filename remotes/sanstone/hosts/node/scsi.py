@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.run import Deadline, in_parallel, run, wait_until
+
 from . import sysfs
-from .errors import NodeError
-from .run import Deadline, in_parallel, run, wait_until
 from .sysfs import Disk
 
 __all__ = ["delete", "is_same", "lun_numbers", "rescan", "scan", "set_writable"]

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .errors import NodeError
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.run import ROOT
 
 __all__ = [
-    "ROOT",
     "WWID",
     "Disk",
     "Map",
@@ -25,9 +25,6 @@ __all__ = [
     "maps",
     "node",
 ]
-
-ROOT = Path(os.environ.get("SANSTONE_HOST_ROOT") or "/")
-"""Stands before /dev and /sys. Hosts in user space, for tests and demonstrations, have trees of their own."""
 
 WWID = re.compile(r"3[0-9a-f]{16,32}")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception of the node program. It travels back and becomes an error of ``sanstone.errors``."""
+"""The one exception of a node program. It travels back and becomes an error of ``sanstone.errors``."""
 
 from __future__ import annotations
 

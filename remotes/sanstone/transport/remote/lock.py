@@ -11,9 +11,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from .errors import NodeError
-from .run import Deadline, wait_until
-from .sysfs import ROOT
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.run import ROOT, Deadline, wait_until
 
 __all__ = ["hold", "state_directory"]
 
@@ -64,7 +63,7 @@ def _acquire(path: Path, deadline: Deadline, how: int, what: str) -> int:
             if not wait_until(lambda fd=fd: _try(fd, how), deadline):  # type: ignore[misc]
                 raise NodeError(
                     "BusyError",
-                    f"Another attach or detach has been at work on {what} for {deadline.seconds:.0f} s.",
+                    f"Another action has been at work on {what} for {deadline.seconds:.0f} s.",
                     "Wait for it to end and run the action again.",
                 )
             if _is_named(fd, path):

@@ -17,26 +17,11 @@ import threading
 import traceback
 from typing import BinaryIO
 
-from .errors import NodeError
-from .run import Context, Deadline, Json
+from sanstone.transport.remote import run
+from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.run import Context, Deadline, Json
 
 __all__ = ["main"]
-
-OPERATIONS = {
-    "Attach": ("attach", "attach"),
-    "Convert": ("copy", "convert"),
-    "CopyVolume": ("copy", "copy_volume"),
-    "Detach": ("detach", "detach"),
-    "DiskUsage": ("files", "disk_usage"),
-    "Link": ("files", "link"),
-    "MakeFilesystem": ("copy", "make_filesystem"),
-    "MakeImageFile": ("copy", "make_image_file"),
-    "MovePath": ("files", "move_path"),
-    "PutFile": ("files", "put_file"),
-    "ReadLink": ("files", "read_link"),
-    "RemovePath": ("files", "remove_path"),
-}
-"""Operation: module, function. A module is loaded when it is needed."""
 
 _OVERTIME = 1.0
 """How long after its deadline an operation is interrupted (a third) and the program ends in any case."""
@@ -57,8 +42,15 @@ class Frames:
                 line = line[os.write(1, line) :]
 
 
-def main(request: Json, upload: BinaryIO) -> int:
-    """Run what ``request`` lists until one fails; return an exit code."""
+def main(package: str, request: Json, upload: BinaryIO) -> int:
+    """Run what ``request`` lists until one fails; return an exit code.
+
+    ``package`` is the program's own: its OPERATIONS map the name of an operation to module and function, its
+    PRIVILEGED and RIGHTS say what runs as root and which file grants it.
+    """
+    program = importlib.import_module(package)
+    run.privileged.update(program.PRIVILEGED)
+    run.rights = program.RIGHTS
     frames = Frames(request["mark"])
     deadline = Deadline(float(request["deadline"]))
     operations: list[Json] = request["operations"]
@@ -76,7 +68,7 @@ def main(request: Json, upload: BinaryIO) -> int:
             context = Context(
                 deadline, lambda text: frames.send("progress", text), upload, index == (uploads or [0])[-1]
             )
-            results.append(_perform(operation, context))
+            results.append(_perform(package, program.OPERATIONS, operation, context))
         signal.setitimer(signal.ITIMER_REAL, 0)
         frames.send("result", {"results": results})
     except BrokenPipeError:
@@ -101,15 +93,15 @@ def _interrupt_at_the_end(deadline: Deadline, operations: list[Json], current: d
     signal.setitimer(signal.ITIMER_REAL, deadline.seconds + _OVERTIME / 3)
 
 
-def _perform(operation: Json, context: Context) -> Json | None:
+def _perform(
+    package: str, operations: dict[str, tuple[str, str]], operation: Json, context: Context
+) -> Json | None:
     context.deadline.check("waiting for its turn")
     try:
-        module, function = OPERATIONS[operation["op"]]
+        module, function = operations[operation["op"]]
     except KeyError:
         raise NodeError("RequestError", f"There is no operation {operation.get('op')!r}.") from None
-    found: Json | None = getattr(importlib.import_module("." + module, __package__), function)(
-        operation, context
-    )
+    found: Json | None = getattr(importlib.import_module(f"{package}.{module}"), function)(operation, context)
     return found
 
 
@@ -123,7 +115,7 @@ def _describe(err: Exception) -> Json:
         return {"family": family, "message": f"{what}.", "hint": "", "details": details}
     return {
         "family": "HostError",
-        "message": f"The host program failed: {type(err).__name__}: {err}.",
+        "message": f"The node program failed: {type(err).__name__}: {err}.",
         "hint": "This is a defect of the add-on; please report it with the log.",
         "details": details,
     }
@@ -135,7 +127,7 @@ def _give_up(frames: Frames, operations: list[Json], current: dict[str, int]) ->
     name = operations[index]["op"] if index < len(operations) else "?"
     error = {
         "family": "DeadlineError",
-        "message": f"{name} hangs; the host has something that does not answer.",
+        "message": f"{name} hangs; the machine has something that does not answer.",
         "hint": "See the paths (multipath -ll) and the kernel's log, then run the action again.",
         "details": "",
     }

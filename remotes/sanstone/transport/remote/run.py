@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands, waiting and deadlines on the host. Standard library only, Python 3.9 or newer."""
+"""Commands, waiting and deadlines on a far machine. Standard library only, Python 3.9 or newer."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from .errors import NodeError
+from sanstone.transport.remote.errors import NodeError
 
-__all__ = ["Completed", "Context", "Deadline", "in_parallel", "run", "wait_until"]
+__all__ = ["ROOT", "Completed", "Context", "Deadline", "in_parallel", "run", "wait_until"]
 
 Json = dict[str, Any]
 
-PRIVILEGED = frozenset({"blockdev", "iscsiadm", "multipath", "multipathd", "tee"})
-"""What is run through ``sudo -n`` unless we are root; etc/sudoers.d/sanstone has the same names."""
+ROOT = Path(os.environ.get("SANSTONE_HOST_ROOT") or "/")
+"""Stands before /dev and /sys. Machines in user space, as tests have them, have trees of their own."""
+
+privileged: set[str] = set()
+"""What is run through ``sudo -n`` unless we are root; ``main`` fills it from the program's own package."""
+
+rights = "etc/sudoers.d/sanstone"
+"""Where the add-on ships these rights."""
 
 # sudo says this on a host whose own name cannot be looked up, and goes on all the same.
 _SUDO_REMARK = re.compile(r"^sudo: unable to resolve host .*\n?", re.MULTILINE)
@@ -110,7 +117,7 @@ def run(
     """
     name = argv[0]
     words = list(argv)
-    if name in PRIVILEGED and os.geteuid() != 0:
+    if name in privileged and os.geteuid() != 0:
         words = ["sudo", "-n", *words]
     environment = dict(os.environ, PATH=search_path(), LC_ALL="C")
     try:
@@ -154,7 +161,7 @@ def _check_sudo(name: str, completed: Completed) -> None:
         raise NodeError(
             "HostError",
             f"This user may not run {name} through sudo.",
-            "Install etc/sudoers.d/sanstone of the add-on as /etc/sudoers.d/sanstone on the host.",
+            f"Install {rights} of the add-on as /{rights} on that machine.",
             said,
         )
 
