@@ -11,7 +11,18 @@ from dataclasses import dataclass
 
 from sanstone.secret import Secret
 
-__all__ = ["MIB", "Capacity", "Chap", "Connection", "Device", "Path", "Portal", "Target", "Volume"]
+__all__ = [
+    "MIB",
+    "Capacity",
+    "Chap",
+    "Connection",
+    "Device",
+    "Initiator",
+    "Path",
+    "Portal",
+    "Target",
+    "Volume",
+]
 
 MIB = 1024 * 1024
 
@@ -70,6 +81,14 @@ class Connection:
     def expected_paths(self) -> int:
         """One path per portal of every target."""
         return sum(len(target.portals) for target in self.targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Initiator:
+    """The iSCSI initiator of a host; ``takes_secrets``: it can be given a CHAP secret without showing it."""
+
+    name: str
+    takes_secrets: bool = False
 
 
 @dataclass(frozen=True, slots=True)

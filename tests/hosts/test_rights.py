@@ -15,8 +15,8 @@ import pytest
 
 from sanstone.errors import BusyError, HostError
 from sanstone.hosts.client import Host
-from sanstone.hosts.ops import Attach, Detach, MakeFilesystem
-from sanstone.model import MIB
+from sanstone.hosts.ops import Attach, Detach, MakeFilesystem, ReadInitiator
+from sanstone.model import MIB, Initiator
 
 if TYPE_CHECKING:
     from tests.hosts.conftest import FakeHost
@@ -136,6 +136,28 @@ def test_xfs_is_made_in_a_file_because_only_root_can_on_a_disk(plain: FakeHost) 
     assert [path.name for path in (plain.root / "var/tmp").iterdir() if "mkfs" in path.name] == []
 
 
+def test_the_initiators_name_is_read_through_sudo_where_only_root_may(plain: FakeHost) -> None:
+    path = plain.root / "etc/iscsi/initiatorname.iscsi"
+    path.parent.mkdir(parents=True)
+    path.write_text("## kept for root\nInitiatorName=iqn.1993-08.org.debian:01:abc\n")
+    cat = plain.root.parent / "bin/cat"
+    cat.write_text(f'#!/bin/sh\nexec /bin/sed "" "{plain.root.parent}/secret/$(basename "$1")"\n')
+    cat.chmod(0o755)
+    give_away(plain)
+
+    assert plain.run(ReadInitiator()) == [Initiator("iqn.1993-08.org.debian:01:abc", takes_secrets=False)]
+
+    (plain.root.parent / "secret").mkdir()
+    path.rename(plain.root.parent / "secret/initiatorname.iscsi")
+    path.write_text("unreadable")
+    path.chmod(0o600)
+    os.chown(path, 0, 0)
+    sudo = (plain.root / "sudo").read_text() if (plain.root / "sudo").exists() else ""
+    assert "cat" not in sudo
+    assert plain.run(ReadInitiator()) == [Initiator("iqn.1993-08.org.debian:01:abc", takes_secrets=False)]
+    assert "-n cat /etc/iscsi/initiatorname.iscsi" in (plain.root / "sudo").read_text()
+
+
 def test_a_lock_folder_of_somebody_else_is_refused(plain: FakeHost) -> None:
     give_away(plain)
     folder = plain.root / f"var/tmp/sanstone-{NOBODY}"
@@ -153,5 +175,5 @@ def test_sudoers_let_no_pattern_reach_another_file() -> None:
     assert written
     assert all("*" not in path and path.startswith("/sys/") for path in written)
     assert re.findall(r"NOPASSWD: (.*)", rules) == [
-        "SANSTONE_ISCSI, SANSTONE_MULTIPATH, SANSTONE_BLOCK, SANSTONE_SCSI"
+        "SANSTONE_ISCSI, SANSTONE_INITIATOR, SANSTONE_MULTIPATH, SANSTONE_BLOCK, SANSTONE_SCSI"
     ]

@@ -205,7 +205,7 @@ def _visit(origin: Origin, site: Site, place: str) -> Iterator[str]:
     hosts = array.mapped_hosts(origin.name)
     if {place, place.split(".", 1)[0]} & {name for host in hosts for name in (host, host.split(".", 1)[0])}:
         reading = array.map(origin.name, place, is_shared=True)
-        volumes.OnHost(site, settings, reading, place).bring()
+        volumes.OnHost(site, settings, array, reading, place).bring()
         yield reading.wwid
         return
     site.ledger.visit(array.name, origin.name, place)

@@ -7,14 +7,18 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sanstone.arrays import Array, open_array
 from sanstone.hosts.client import Host
+from sanstone.hosts.ops import ReadInitiator
+from sanstone.model import Initiator
 from sanstone.opennebula.documents import DatastoreDocument, ImageDocument
 from sanstone.settings import COMMON, ConfigFile, Settings, refuse_unsupported, resolve
 from sanstone.store.ledger import Ledger
+from sanstone.transport.facts import Facts
 
 if TYPE_CHECKING:
     from sanstone.opennebula.api import OpenNebula
@@ -24,6 +28,7 @@ __all__ = ["Site"]
 log = logging.getLogger(__name__)
 
 _LOCK_SECONDS = 600.0
+_ASK_SECONDS = 60.0
 
 
 class Site:
@@ -70,7 +75,7 @@ class Site:
         return settings
 
     def array(self, settings: Settings) -> Array:
-        array = open_array(settings.driver, settings, state=self.state)
+        array = open_array(settings.driver, settings, state=self.state, initiators=self.initiator)
         self._arrays.append(array)
         return array
 
@@ -84,6 +89,24 @@ class Site:
                 connect_timeout=self.common.seconds("CONNECT_TIMEOUT"),
             )
         return self._hosts[name]
+
+    def initiator(self, host: str) -> Initiator:
+        """Ask a host for its iSCSI initiator, unless it was asked a while ago.
+
+        Raises: ConnectError, HostError.
+        """
+        facts = Facts(self.state / "facts", f"host {host}")
+        known = facts.get("initiator")
+        if known is None:
+            (found,) = self.host(host).run([ReadInitiator()], deadline=_ASK_SECONDS)
+            assert isinstance(found, Initiator)
+            facts.put("initiator", asdict(found))
+            return found
+        return Initiator(**known)
+
+    def forget_initiator(self, host: str) -> None:
+        """Ask the host again next time: something did not fit."""
+        Facts(self.state / "facts", f"host {host}").forget()
 
     @property
     def frontend_name(self) -> str:

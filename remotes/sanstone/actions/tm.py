@@ -249,7 +249,7 @@ def _delete_known(site: Site, settings: Settings, array: Array, name: str, disk:
             _remove_file(site, disk)
             volumes.delete(site, settings, array, name, wwid=entry.wwid)
         else:
-            volumes.let_go(site, settings, name, entry.wwid, disk.host, link=disk.path)
+            volumes.let_go(site, settings, array, name, entry.wwid, disk.host, link=disk.path)
             volumes.delete(site, settings, array, name, host=disk.host, wwid=entry.wwid)
     return True
 
@@ -384,6 +384,7 @@ def _attach(
         results = host.run([bring, *work], deadline=settings.seconds("ATTACH_TIMEOUT"))
     except BaseException:
         array.refresh()
+        site.forget_initiator(disk.host)
         _withdraw(site, settings, array, connection.volume, disk, wwid=connection.wwid)
         raise
     assert isinstance(results[0], Attached)
@@ -418,7 +419,7 @@ def _removed_on_failure(
         if entry is not None and (before is None or not before.is_ready):
             try:
                 if entry.wwid is not None:
-                    volumes.let_go(site, settings, name, entry.wwid, disk.host, link=disk.path)
+                    volumes.let_go(site, settings, array, name, entry.wwid, disk.host, link=disk.path)
                 volumes.delete(site, settings, array, name, host=disk.host, wwid=entry.wwid)
             except SanstoneError as left:
                 log.error("what was made of it is still on the array: %s", left)

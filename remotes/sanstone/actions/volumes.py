@@ -137,6 +137,11 @@ def attach_operation(
     return Attach(connection, link, log_in=host not in quiet and host.split(".", 1)[0] not in quiet)
 
 
+def detach_operation(array: Array, wwid: str, link: str | None = None) -> Detach:
+    """Take a volume off its host, and the session too where it serves that volume alone."""
+    return Detach(wwid, link, log_out=array.abilities.target_per_volume)
+
+
 def certify(connection: Connection, host: str, result: Attached) -> None:
     """Log what was checked, and loudly when a path is missing."""
     device = result.device
@@ -160,16 +165,17 @@ def detach(
     A host that cannot be reached loses the mapping all the same: whatever still runs there can no longer
     write, so that the volume may be used elsewhere. Its dead paths are purged when it is back.
     """
-    let_go(site, settings, name, wwid, host, link=link)
+    let_go(site, settings, array, name, wwid, host, link=link)
     array.unmap(name, host)
 
 
 def let_go(
-    site: Site, settings: Settings, name: str, wwid: str, host: str, *, link: str | None = None
+    site: Site, settings: Settings, array: Array, name: str, wwid: str, host: str, *, link: str | None = None
 ) -> None:
     """Take the device of a volume off a host, which shall lose the mapping next, reached or not."""
+    operation = detach_operation(array, wwid, link)
     try:
-        results = site.host(host).run([Detach(wwid, link)], deadline=settings.seconds("ATTACH_TIMEOUT"))
+        results = site.host(host).run([operation], deadline=settings.seconds("ATTACH_TIMEOUT"))
     except ConnectError as err:
         log.warning("%s is unmapped from %s without the host's consent: %s", name, host, err)
         return
@@ -187,7 +193,7 @@ def attached(
     At the end, whatever happened, the host lets go of it first and only then the array; what cannot be
     undone then is said loudly and does not hide the failure that came before.
     """
-    on_host = OnHost(site, settings, connection, host)
+    on_host = OnHost(site, settings, array, connection, host)
     try:
         yield on_host
     except BaseException:
@@ -207,9 +213,11 @@ def attached(
 class OnHost:
     """Operations around one attached volume: one round trip where one is enough."""
 
-    def __init__(self, site: Site, settings: Settings, connection: Connection, host: str) -> None:
+    def __init__(
+        self, site: Site, settings: Settings, array: Array, connection: Connection, host: str
+    ) -> None:
         self._attach = attach_operation(site, settings, connection, host)
-        self._detach = Detach(connection.wwid)
+        self._detach = detach_operation(array, connection.wwid)
         self._host = site.host(host)
         self._settings = settings
         self._at_the_end: list[Operation] = []
@@ -359,7 +367,8 @@ def end_visit(site: Site, settings: Settings, array: Array, name: str) -> bool:
         return False
     (volume,) = array.find(name)
     if volume is not None:
-        site.host(host).run([Detach(volume.wwid)], deadline=settings.seconds("ATTACH_TIMEOUT"))
+        operation = detach_operation(array, volume.wwid)
+        site.host(host).run([operation], deadline=settings.seconds("ATTACH_TIMEOUT"))
         array.unmap(name, host)
     site.ledger.left(array.name, name)
     return True

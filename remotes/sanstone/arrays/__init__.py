@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sanstone.arrays.base import Abilities, Array, Extent, Initiator, NameTakenError, NewVolume, Placement
+from sanstone.arrays.base import Abilities, Array, Extent, Initiators, NameTakenError, NewVolume, Placement
 from sanstone.errors import NotSupportedError
 from sanstone.settings import Settings
 
@@ -13,7 +13,7 @@ __all__ = [
     "Abilities",
     "Array",
     "Extent",
-    "Initiator",
+    "Initiators",
     "NameTakenError",
     "NewVolume",
     "Placement",
@@ -22,11 +22,11 @@ __all__ = [
 
 
 def open_array(
-    driver: str, settings: Settings, *, state: Path | None = None, initiator: Initiator | None = None
+    driver: str, settings: Settings, *, state: Path | None = None, initiators: Initiators | None = None
 ) -> Array:
     """Open the storage system of a datastore; nothing is sent before the first question.
 
-    ``initiator`` is asked by systems whose access rules name initiators.
+    ``initiators`` is asked by systems whose access rules name initiators.
 
     Raises: NotSupportedError for a driver that is not there.
     """

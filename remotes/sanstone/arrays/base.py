@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from sanstone.errors import ConflictError
-from sanstone.model import Capacity, Connection, Volume
+from sanstone.model import Capacity, Connection, Initiator, Volume
 
 __all__ = [
     "Abilities",
     "Array",
     "Claim",
     "Extent",
-    "Initiator",
+    "Initiators",
     "NameTakenError",
     "NewVolume",
     "Placement",
@@ -73,8 +73,8 @@ class Extent:
 
 
 Claim = Callable[[Volume | None], None]
-Initiator = Callable[[str], str]
-"""Tells the iSCSI initiator name (IQN) of a host by OpenNebula's name for it."""
+Initiators = Callable[[str], Initiator]
+"""Tells the iSCSI initiator of a host by OpenNebula's name for it. Raises: ConnectError, HostError."""
 
 
 class Array(Protocol):

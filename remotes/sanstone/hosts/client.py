@@ -21,10 +21,11 @@ from sanstone.hosts.ops import (
     LinkState,
     Operation,
     PutFile,
+    ReadInitiator,
     ReadLink,
     Result,
 )
-from sanstone.model import Device, Path
+from sanstone.model import Device, Initiator, Path
 from sanstone.transport.program import RemoteProgram
 
 __all__ = ["Host"]
@@ -92,6 +93,8 @@ def _parse(operation: Operation, result: Any) -> Result:
         return Detached(result["was_attached"], tuple(result["warnings"]))
     if isinstance(operation, (Convert, CopyVolume)):
         return Copied(**result)
+    if isinstance(operation, ReadInitiator):
+        return Initiator(**result)
     if isinstance(operation, ReadLink):
         return LinkState(**result)
     if isinstance(operation, DiskUsage):

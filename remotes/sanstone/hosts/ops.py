@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sanstone.model import Connection, Device
+from sanstone.model import Connection, Device, Initiator
 
 __all__ = [
     "Attach",
@@ -28,6 +28,7 @@ __all__ = [
     "MovePath",
     "Operation",
     "PutFile",
+    "ReadInitiator",
     "ReadLink",
     "RemovePath",
     "Result",
@@ -145,6 +146,11 @@ class ReadLink:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadInitiator:
+    """Tell the name of the host's iSCSI initiator (``model.Initiator``)."""
+
+
+@dataclass(frozen=True, slots=True)
 class LinkState:
     """Where ``path`` points (None: no link there) and the WWID of the device there, attached or not."""
 
@@ -189,9 +195,10 @@ Operation = (
     | MakeImageFile
     | PutFile
     | Link
+    | ReadInitiator
     | ReadLink
     | RemovePath
     | MovePath
     | DiskUsage
 )
-Result = Attached | Detached | Copied | LinkState | Filesystem | None
+Result = Attached | Detached | Copied | LinkState | Filesystem | Initiator | None

@@ -15,7 +15,7 @@ from pathlib import Path
 from sanstone.arrays.base import Abilities, Claim, Extent, NameTakenError, NewVolume, Placement
 from sanstone.arrays.v7000 import codes
 from sanstone.arrays.v7000.codes import RefusedError
-from sanstone.arrays.v7000.facts import TARGET_QUESTIONS, Facts, read_targets
+from sanstone.arrays.v7000.facts import TARGET_QUESTIONS, read_targets
 from sanstone.arrays.v7000.flashcopy import FlashCopyMap, read_map, read_maps, removal, start
 from sanstone.arrays.v7000.mappings import Mappings
 from sanstone.arrays.v7000.reading import Found, read_volumes, volumes_where
@@ -34,6 +34,7 @@ from sanstone.errors import (
 from sanstone.model import MIB, Capacity, Connection, Volume
 from sanstone.names import is_snapshot_of
 from sanstone.settings import Settings
+from sanstone.transport.facts import Facts
 from sanstone.transport.ssh import Login, SSHSession
 from sanstone.transport.waiting import Deadline
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from sanstone.arrays.v7000 import codes
 from sanstone.arrays.v7000.codes import RefusedError
-from sanstone.arrays.v7000.facts import TARGET_QUESTIONS, Facts, read_targets
+from sanstone.arrays.v7000.facts import TARGET_QUESTIONS, read_targets
 from sanstone.arrays.v7000.reading import read_volumes, volumes_where
 from sanstone.arrays.v7000.settling import settle
 from sanstone.arrays.v7000.terminal import Answer, Terminal, command, listing, rows
 from sanstone.errors import ArrayError, ConfigurationError, ConflictError, NotFoundError
 from sanstone.model import Connection, Portal, Target
+from sanstone.transport.facts import Facts
 
 __all__ = ["Mappings"]
 

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from sanstone.arrays.v7000 import codes
 from sanstone.arrays.v7000.codes import RefusedError
-from sanstone.arrays.v7000.facts import Facts
 from sanstone.arrays.v7000.terminal import Terminal
 from sanstone.errors import BusyError, CapacityError, ConnectError, UnreachableError
+from sanstone.transport.facts import Facts
 from sanstone.transport.waiting import Deadline, pause
 
 __all__ = ["rest", "settle"]

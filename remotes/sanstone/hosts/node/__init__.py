@@ -14,12 +14,13 @@ OPERATIONS = {
     "MakeImageFile": ("copy", "make_image_file"),
     "MovePath": ("files", "move_path"),
     "PutFile": ("files", "put_file"),
+    "ReadInitiator": ("initiator", "read_initiator"),
     "ReadLink": ("files", "read_link"),
     "RemovePath": ("files", "remove_path"),
 }
 """Operation: module, function. A module is loaded when it is needed."""
 
-PRIVILEGED = frozenset({"blockdev", "iscsiadm", "multipath", "multipathd", "tee"})
+PRIVILEGED = frozenset({"blockdev", "cat", "iscsiadm", "multipath", "multipathd", "sanstone-chap", "tee"})
 """What is run as root; etc/sudoers.d/sanstone has the same names."""
 
 RIGHTS = "etc/sudoers.d/sanstone"

@@ -18,7 +18,7 @@ from sanstone.transport.remote.run import Context, Deadline, Json, in_parallel, 
 
 from . import files, iscsi, multipath, scsi, sysfs
 from .detach import who_holds
-from .iscsi import Portal, Session
+from .iscsi import Chap, Portal, Session
 from .sysfs import Disk, Map
 
 __all__ = ["attach"]
@@ -46,6 +46,7 @@ class Wanted(NamedTuple):
     size: int
     lun: int
     portals: tuple[Portal, ...]
+    proof: Chap | None
 
     @property
     def targets(self) -> list[str]:
@@ -64,6 +65,7 @@ class Wanted(NamedTuple):
             int(connection["size"]),
             int(connection["lun"]),
             portals,
+            Chap(**connection["chap"]) if connection.get("chap") else None,
         )
 
     def lies_at(self, disk: Disk, session: Session | None) -> bool:
@@ -131,7 +133,8 @@ def _sessions(
     missing = [portal for portal in wanted.portals if portal not in known]
     reasons: dict[Portal, str] = {}
     if missing and may_log_in:
-        reasons = iscsi.log_in(missing, deadline, is_urgent=not any(session.is_live for session in found))
+        is_urgent = not any(session.is_live for session in found)
+        reasons = iscsi.log_in(missing, deadline, is_urgent=is_urgent, proof=wanted.proof)
         if len(reasons) < len(missing):
             found = iscsi.sessions(wanted.targets)
     live = [session for session in found if session.is_live]

@@ -15,9 +15,9 @@ from sanstone.transport.remote.errors import NodeError
 from sanstone.transport.remote.lock import hold, state_directory
 from sanstone.transport.remote.run import Completed, Deadline, in_parallel, run, wait_until
 
-from . import sysfs
+from . import chap, sysfs
 
-__all__ = ["Portal", "Session", "log_in", "log_out", "portal", "sessions", "sessions_by_host"]
+__all__ = ["Chap", "Portal", "Session", "log_in", "log_out", "portal", "sessions", "sessions_by_host"]
 
 LOGGED_IN = "LOGGED_IN"
 
@@ -63,6 +63,13 @@ class Portal(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+class Chap(NamedTuple):
+    """What proves to a target that this host may log in."""
+
+    user: str
+    password: str
 
 
 class Session(NamedTuple):
@@ -144,7 +151,9 @@ def sessions_by_host() -> dict[int, Session]:
     return {session.host: session for session in sessions()}
 
 
-def log_in(portals: Iterable[Portal], deadline: Deadline, *, is_urgent: bool) -> dict[Portal, str]:
+def log_in(
+    portals: Iterable[Portal], deadline: Deadline, *, is_urgent: bool, proof: Chap | None = None
+) -> dict[Portal, str]:
     """Log in, at once, to each portal that is not remembered as dead; return why some failed.
 
     When every portal is remembered as dead and it ``is_urgent``, all are tried all the same.
@@ -160,7 +169,7 @@ def log_in(portals: Iterable[Portal], deadline: Deadline, *, is_urgent: bool) ->
         if portal not in tried
     }
     limit = deadline.within(_LOGIN_LIMIT)
-    faults = in_parallel([lambda portal=portal: _log_in(portal, limit) for portal in tried])  # type: ignore[misc]
+    faults = in_parallel([lambda portal=portal: _log_in(portal, proof, limit) for portal in tried])  # type: ignore[misc]
     failed = set()
     for index, portal in enumerate(tried):
         fault = faults[index]
@@ -173,13 +182,15 @@ def log_in(portals: Iterable[Portal], deadline: Deadline, *, is_urgent: bool) ->
     return reasons
 
 
-def _log_in(portal: Portal, deadline: Deadline) -> None:
+def _log_in(portal: Portal, proof: Chap | None, deadline: Deadline) -> None:
     _probe(portal, deadline)
     # Two logins to one portal at once have crashed iscsiadm.
     with hold("login", f"{portal.target} {portal}", deadline):
         if any(session.portal == portal for session in sessions([portal.target])):
             return
         _write_record(portal, deadline)
+        if proof is not None:
+            _write_proof(portal, proof, deadline)
         _try_login(portal, deadline)
     wait_until(
         lambda: any(session.portal == portal and session.is_live for session in sessions([portal.target])),
@@ -220,6 +231,16 @@ def _write_record(portal: Portal, deadline: Deadline) -> None:
         _update(portal, *first, deadline)
     for name, value in others:
         _update(portal, name, value, deadline)
+
+
+def _write_proof(portal: Portal, proof: Chap, deadline: Deadline) -> None:
+    if os.geteuid() == 0:
+        chap.write(portal.target, portal.address, portal.port, *proof)
+        return
+    request = {**portal._asdict(), **proof._asdict()}
+    done = run(["sanstone-chap"], deadline, stdin=json.dumps(request).encode(), ok=None)
+    if done.code:
+        raise NodeError("HostError", "the CHAP secret could not be written", "", done.words)
 
 
 def _try_login(portal: Portal, deadline: Deadline) -> None:
