@@ -10,13 +10,25 @@ export PATH := $(PATH):/usr/sbin:/sbin
 export IMAGE ONCE SYSTEM
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint check bench format clean ready-for-demo ready-for-test environment
+.PHONY: help demo lab life-cycles kill-table soak test lint check bench format clean ready-for-demo ready-for-lab ready-for-test ready-for-check environment
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-demo: ready-for-demo ## show the whole way of an image; IMAGE=path or URL, ONCE=1 ends by itself
+demo: ready-for-demo ## show the whole way of an image; SYSTEM=iscsi, IMAGE=path or URL, ONCE=1 ends by itself
 	@$(RUN) -m lab.demo
+
+lab: ready-for-lab ## virtual machines with a real kernel; ARGS=status, 'ssh node1', down, --help
+	@$(RUN) -m lab.vm $(ARGS)
+
+life-cycles: ready-for-test ## every recorded life cycle with the real drivers; ARGS="--system v7000 --only vm-deploy"
+	@$(RUN) -m lab.life_cycles $(ARGS)
+
+kill-table: ready-for-test ## every driver action killed at every remote step; SYSTEM=v7000, ARGS="tm/clone -v"
+	@$(RUN) -m lab.killing --system $(or $(SYSTEM),all) $(ARGS)
+
+soak: ready-for-test ## random operations with random faults, then all is compared; N=500 SEED=number
+	@$(RUN) -m lab.soak -n $(or $(N),500) $(if $(SEED),--seed $(SEED)) $(if $(SYSTEM),--system $(SYSTEM)) $(ARGS)
 
 test: lint check ## set up what is missing, then lint, types and all tests
 
@@ -25,7 +37,7 @@ lint: ready-for-test ## format, lint and types
 	$(RUN) -m ruff check --quiet .
 	$(RUN) -m mypy
 
-check: ready-for-test ## the tests alone; ARGS="-k name -x" goes to pytest
+check: ready-for-check ## the tests alone; ARGS="-k name -x" goes to pytest
 	$(RUN) -m pytest $(ARGS)
 
 bench: ready-for-demo ## what each action costs: round trips, connections, CPU and seconds
@@ -42,8 +54,14 @@ clean: ## remove what was set up in the checkout, and what tools left
 ready-for-demo:
 	@$(PYTHON) lab/prepare.py demo
 
+ready-for-lab:
+	@$(PYTHON) lab/prepare.py lab
+
 ready-for-test:
 	@$(PYTHON) lab/prepare.py test
+
+ready-for-check:
+	@$(PYTHON) lab/prepare.py check
 
 environment:
 	@$(PYTHON) lab/prepare.py environment

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set up what ``make demo`` and ``make test`` need: Debian packages, a virtual environment, a bootable image.
+"""Set up what ``make demo``, ``lab`` and ``test`` need: Debian packages, a virtual environment, images.
 
 It runs before anything is installed, so it uses the standard library only. It is quick when all is there, and
 where something is missing that it may not install it says so in one sentence.
@@ -44,7 +44,12 @@ PACKAGE_OF = {
     "ssh-keygen": "openssh-client",
     "ssh-keyscan": "openssh-client",
     "mkfs.ext4": "e2fsprogs",
+    "debootstrap": "debootstrap",
+    "mke2fs": "e2fsprogs",
 }
+# what only builds the image of the lab's virtual machines
+FOR_MACHINES = ("debootstrap",)
+KEYRING = ("debian-archive-keyring", Path("/usr/share/keyrings/debian-archive-keyring.gpg"))
 ISCSI_BLOCK_DRIVER = ("qemu-block-extra", "/usr/lib", "*/qemu/block-iscsi.so")
 
 # A hybrid image: it boots as a CD-ROM and as a disk, and its GRUB speaks on the serial console.
@@ -53,6 +58,7 @@ GUEST_IMAGE = "usr/lib/grub-rescue/grub-rescue-cdrom.iso"
 
 APT_DEADLINE = 1200.0
 PIP_DEADLINE = 1200.0
+IMAGE_DEADLINE = 3600.0
 POLICY = Path("/usr/sbin/policy-rc.d")
 POLICY_SET_ASIDE = Path("/usr/sbin/policy-rc.d.before-sanstone")
 POLICY_TEXT = "#!/bin/sh\n# written by Sanstone's lab for the time of one installation\nexit 101\n"
@@ -79,10 +85,11 @@ def path_with_sbin() -> str:
     return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 
 
-def missing_packages() -> list[str]:
+def missing_packages(purpose: str = "test") -> list[str]:
     """Name the packages of programs and modules that are not here, each once."""
-    path = path_with_sbin()
-    missing = {package for name, package in PACKAGE_OF.items() if not shutil.which(name, path=path)}
+    missing = {PACKAGE_OF[name] for name in _missing_programs(purpose)}
+    if purpose != "demo" and not KEYRING[1].is_file():
+        missing.add(KEYRING[0])
     package, folder, pattern = ISCSI_BLOCK_DRIVER
     if not any(Path(folder).glob(pattern)):
         missing.add(package)
@@ -93,19 +100,19 @@ def missing_packages() -> list[str]:
     return sorted(missing)
 
 
-def prepare_packages() -> None:
+def prepare_packages(purpose: str) -> None:
     """Install what is missing, as root or by sudo without a password.
 
     Raises: PrepareError with the command to run, when neither is possible or the installation failed.
     """
-    packages = missing_packages()
+    packages = missing_packages(purpose)
     if not packages:
         return
     by_hand = f"sudo apt install {' '.join(packages)}"
     if shutil.which("apt-get") is None:
         raise PrepareError(
             f"These programs are needed and this is no Debian or Ubuntu, so please install what brings them: "
-            f"{', '.join(_missing_programs())}."
+            f"{', '.join(_missing_programs(purpose) or packages)}."
         )
     if os.geteuid() == 0:
         _install(packages)
@@ -115,15 +122,15 @@ def prepare_packages() -> None:
             raise PrepareError(f"The installation failed, see above; please run this by hand: {by_hand}")
     else:
         raise PrepareError(f"Some packages are missing, please install them and start again: {by_hand}")
-    if left := missing_packages():
-        raise PrepareError(
-            f"{' '.join(left)} installed, and still not found: {', '.join(_missing_programs())}."
-        )
+    if left := missing_packages(purpose):
+        what = ", ".join(_missing_programs(purpose)) or "a module or a file"
+        raise PrepareError(f"{' '.join(left)} installed, and still not found: {what}.")
 
 
-def _missing_programs() -> list[str]:
+def _missing_programs(purpose: str) -> list[str]:
     path = path_with_sbin()
-    return sorted(name for name in PACKAGE_OF if not shutil.which(name, path=path)) or ["QEMU's iSCSI driver"]
+    wanted = [name for name in PACKAGE_OF if purpose != "demo" or name not in FOR_MACHINES]
+    return sorted(name for name in wanted if not shutil.which(name, path=path))
 
 
 def _may_sudo() -> bool:
@@ -302,6 +309,25 @@ def prepare_fuse() -> None:
         )
 
 
+def prepare_machines() -> None:
+    """Build the image of the lab's virtual machines, or say why their tests will be skipped.
+
+    Raises: PrepareError in continuous integration, where nothing may be skipped.
+    """
+    python = str(VENV / "bin/python")
+    build = [python, "-m", "lab.vm", "build"]
+    try:
+        done = subprocess.run(build, cwd=ROOT, stdout=subprocess.DEVNULL, timeout=IMAGE_DEADLINE, check=False)
+        is_built = done.returncode == 0
+    except subprocess.TimeoutExpired:
+        say(f"The image was not ready within {IMAGE_DEADLINE:.0f} s.")
+        is_built = False
+    if not is_built:
+        if os.environ.get("CI") == "true":
+            raise PrepareError("The image of the lab's virtual machines could not be built, see above.")
+        say("Tests with a real kernel will be skipped.")
+
+
 @contextlib.contextmanager
 def _one_at_a_time() -> Iterator[None]:
     with (cache() / "prepare.lock").open("w") as lock:
@@ -310,7 +336,10 @@ def _one_at_a_time() -> Iterator[None]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run ``prepare.py environment | demo | test``; ``install`` is the part that needs root."""
+    """Run ``prepare.py environment | demo | lab | test | check``; ``install`` is the part that needs root.
+
+    ``check`` is ``test`` and the image of the lab's virtual machines.
+    """
     what, *packages = argv or ["test"]
     if sys.version_info < OLDEST_PYTHON:
         say(f"Python 3.10 or newer is needed, and {sys.executable} is older: make PYTHON=python3.11 ...")
@@ -322,10 +351,12 @@ def main(argv: Sequence[str]) -> int:
             return 0
         with _one_at_a_time():
             if what != "environment":
-                prepare_packages()
+                prepare_packages(what)
             if what == "demo":
                 prepare_fuse()
             prepare_environment()
+        if what == "check":
+            prepare_machines()
     except PrepareError as err:
         say(str(err))
         return 1

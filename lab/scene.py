@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small cloud with a SAN on one machine: a box, hosts that attach in user space, a stand-in for oned.
+"""A small cloud with a SAN on one machine: an array, hosts that attach in user space, a stand-in for oned.
 
 What runs in between is the product: oned's stand-in starts the driver scripts as oned does, and they reach
-the box and the hosts over real SSH. Used by the demonstration, by the tests of life cycles and by the bench.
+the array and the hosts over real SSH. The demonstration, the tests of life cycles and the bench use it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,19 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from lab.host import UserSpaceHost, ssh_config
+from lab.host import UserSpaceHost
+from lab.login import ssh_config
 from lab.oned import Oned, OnedConfig
 from lab.oned.hypervisor import Hypervisor
 from lab.sshd import User
+from lab.systems import POOL, BoxSystem, System, TargetSystem
+from lab.target import TargetHost
 from lab.v7000 import Box, BoxConfig
 
 __all__ = ["MIB", "POOL", "Scene"]
 
 MIB = 1024 * 1024
-POOL = "mdiskgrp0"
+_NAMES = {"v7000": "v7000-a", "iscsi": "tgt1"}
 REMOTES = Path(__file__).resolve().parent.parent / "remotes"
 _KEY_SECONDS = 30.0
 
@@ -33,19 +36,23 @@ _KEY_SECONDS = 30.0
 class Scene:
     """Everything below ``directory``; a context manager that leaves nothing running.
 
-    ``box`` changes the box's configuration (BoxConfig fields), ``further_boxes`` names more of them (see
-    ``boxes``); ``attributes`` are added to the datastore, ``settings`` to sanstone.conf, where the driver's
-    section is; ``oned`` changes the stand-in's configuration (OnedConfig fields). ``say`` is told what is
-    being started.
+    ``system`` is the driver. ``box`` (fields of BoxConfig) changes a V7000's configuration, ``target``
+    (arguments of TargetHost) a target host's; ``further_boxes`` and ``further_targets`` name more of them (see
+    ``arrays``); what is for another system counts for nothing. ``attributes`` are added to the datastore,
+    ``settings`` to sanstone.conf, where the driver's section is; ``oned`` changes the stand-in's configuration
+    (OnedConfig fields). ``say`` is told what is being started.
     """
 
     def __init__(
         self,
         directory: Path,
         *,
+        system: str = "v7000",
         hosts: Sequence[str] = ("node1", "node2"),
         box: Mapping[str, object] | None = None,
+        target: Mapping[str, object] | None = None,
         further_boxes: Sequence[str] = (),
+        further_targets: Sequence[str] = (),
         attributes: Mapping[str, str] | None = None,
         settings: Mapping[str, str] | None = None,
         oned: Mapping[str, object] | None = None,
@@ -53,20 +60,50 @@ class Scene:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.directory = directory
+        self.system = system
         self.host_names = tuple(hosts)
         self.attributes = dict(attributes or {})
-        self._box_fields = dict(box or {})
-        self._further_boxes = tuple(further_boxes)
+        is_box = system == "v7000"
+        self._array_fields = dict((box if is_box else target) or {})
+        self._array_names = (_NAMES[system], *(further_boxes if is_box else further_targets))
         self._oned_fields = dict(oned or {})
         self._settings = dict(settings or {})
         self._hypervisor = hypervisor
         self._say = say
         self._stack = ExitStack()
-        self.box: Box
-        self.boxes: dict[str, Box] = {}
-        """All boxes by name; they listen on addresses of their own, which is what MGMT names."""
+        self.arrays: dict[str, System] = {}
+        """All arrays by name; a datastore names one by what its ``attributes()`` say."""
         self.hosts: dict[str, UserSpaceHost] = {}
         self.oned: Oned
+
+    @property
+    def array(self) -> System:
+        """The first array, which is the datastore's."""
+        return next(iter(self.arrays.values()))
+
+    @property
+    def boxes(self) -> dict[str, Box]:
+        """All boxes by name; they listen on addresses of their own, which is what MGMT names."""
+        return {name: one.box for name, one in self.arrays.items() if isinstance(one, BoxSystem)}
+
+    @property
+    def box(self) -> Box:
+        """The V7000 of the datastore; LookupError where it is on another system."""
+        if not isinstance(self.array, BoxSystem):
+            raise LookupError(f"{self.array.name} is no V7000")
+        return self.array.box
+
+    @property
+    def targets(self) -> dict[str, TargetHost]:
+        """All target hosts by name."""
+        return {name: one.host for name, one in self.arrays.items() if isinstance(one, TargetSystem)}
+
+    @property
+    def target(self) -> TargetHost:
+        """The target host of the datastore; LookupError where it is on another system."""
+        if not isinstance(self.array, TargetSystem):
+            raise LookupError(f"{self.array.name} is no target host")
+        return self.array.host
 
     def __enter__(self) -> Scene:
         try:
@@ -88,19 +125,9 @@ class Scene:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.key = self._make_key()
         public = self.key.with_suffix(".pub").read_text().strip()
-        self._say("the array: a V7000 with its CLI over SSH and its volumes over iSCSI")
-        for number, name in enumerate(("v7000-a", *self._further_boxes), 1):
-            config = BoxConfig(
-                name=name,
-                pools={POOL: 100 * 1024 * MIB},
-                directory=self.directory / ("array" if number == 1 else f"array-{name}"),
-                data_plane=True,
-                listen=(f"127.0.0.{number}", 0),
-                users={"oneadmin": User(keys=(public,))},
-            )
-            config = replace(config, **self._box_fields)  # type: ignore[arg-type]
-            self.boxes[name] = self._stack.enter_context(Box(config))
-        self.box = self.boxes["v7000-a"]
+        start = self._start_box if self.system == "v7000" else self._start_target
+        for number, name in enumerate(self._array_names, 1):
+            self.arrays[name] = start(name, number, public)
         for name in self.host_names:
             self._say(f"host {name}: attaches in user space")
             host = UserSpaceHost(
@@ -110,8 +137,8 @@ class Scene:
                 authorized_key=public,
             )
             self.hosts[name] = self._stack.enter_context(host)
-            for box in self.boxes.values():
-                box.add_host(name, host.initiator_name)
+            for array in self.arrays.values():
+                array.add_host(name, host.initiator_name)
         self._configure()
         self._say("OpenNebula: a stand-in for oned that calls the drivers as oned does")
         oned = OnedConfig(
@@ -125,6 +152,25 @@ class Scene:
         )
         oned = replace(oned, **self._oned_fields)  # type: ignore[arg-type]
         self.oned = self._stack.enter_context(Oned(oned))
+
+    def _start_box(self, name: str, number: int, public: str) -> System:
+        self._say(f"array {name}: a V7000 with its CLI over SSH and its volumes over iSCSI")
+        config = BoxConfig(
+            name=name,
+            pools={POOL: 100 * 1024 * MIB},
+            directory=self.directory / ("array" if number == 1 else f"array-{name}"),
+            data_plane=True,
+            listen=(f"127.0.0.{number}", 0),
+            users={"oneadmin": User(keys=(public,))},
+        )
+        config = replace(config, **self._array_fields)  # type: ignore[arg-type]
+        return BoxSystem(self._stack.enter_context(Box(config)))
+
+    def _start_target(self, name: str, number: int, public: str) -> System:
+        self._say(f"array {name}: a target host, LVM's commands over SSH and its volumes by tgt over iSCSI")
+        folder = self.directory / ("array" if number == 1 else f"array-{name}")
+        host = TargetHost(name, folder, public, **self._array_fields)  # type: ignore[arg-type]
+        return TargetSystem(self._stack.enter_context(host))
 
     @property
     def environment(self) -> dict[str, str]:
@@ -140,11 +186,10 @@ class Scene:
         wanted = {
             "NAME": name,
             "TYPE": "IMAGE_DS",
-            "DS_MAD": "v7000",
-            "TM_MAD": "v7000",
+            "DS_MAD": self.system,
+            "TM_MAD": self.system,
             "DISK_TYPE": "BLOCK",
-            "MGMT": self.box.ssh_host,
-            "MDISK_GROUP": POOL,
+            **self.array.attributes(),
             "BRIDGE_LIST": " ".join(self.host_names),
             "SAFE_DIRS": "/",
             **self.attributes,
@@ -153,23 +198,19 @@ class Scene:
         return "\n".join(f'{key} = "{value}"' for key, value in wanted.items())
 
     def system_template(self, name: str = "system", **attributes: str) -> str:
-        wanted = {"NAME": name, "TYPE": "SYSTEM_DS", "TM_MAD": "v7000", **attributes}
+        wanted = {"NAME": name, "TYPE": "SYSTEM_DS", "TM_MAD": self.system, **attributes}
         return "\n".join(f'{key} = "{value}"' for key, value in wanted.items())
 
     def leftovers(self) -> list[str]:
         """What is on the arrays and the hosts; empty when nothing is left behind."""
         found = []
-        for label, box in self.boxes.items():
-            label = "array" if box is self.box else label
-            stdout, _, _ = box.run("lsvdisk -nohdr -delim :")
-            found += [f"{label}: volume {line.split(':')[1]}" for line in stdout.splitlines()]
-            stdout, _, _ = box.run("lsfcmap -nohdr -delim :")
-            found += [f"{label}: FlashCopy map {line.split(':')[1]}" for line in stdout.splitlines()]
-            stdout, _, _ = box.run("lshostvdiskmap -nohdr -delim :")
-            found += [f"{label}: mapping {line}" for line in stdout.splitlines()]
+        for label, array in self.arrays.items():
+            label = "array" if array is self.array else label
+            found += [f"{label}: {what}" for what in array.leftovers()]
         for name, host in self.hosts.items():
-            # hosts stay logged in to the box: its targets are shared by all volumes
-            found += [f"{name}: {what}" for what in host.leftovers() if not what.startswith("session ")]
+            # hosts stay logged in to targets that are shared by all volumes
+            left = host.leftovers(with_sessions=not self.array.is_shared_target)
+            found += [f"{name}: {what}" for what in left]
         return found
 
     def _make_key(self) -> Path:
@@ -185,21 +226,17 @@ class Scene:
 
     def _configure(self) -> None:
         """Write what an administrator writes: ssh's configuration, known hosts, sanstone.conf."""
-        ssh = self.directory / "ssh_config"  # writing it puts the hosts' keys into known_hosts
-        ssh.write_text(ssh_config(list(self.hosts.values()), self.key))
+        ssh = self.directory / "ssh_config"  # writing it puts the machines' keys into known_hosts
+        ssh.write_text(ssh_config([*self.hosts.values(), *self.targets.values()], self.key))
         known = self.directory / "known_hosts"
         with known.open("a") as file:
             for box in self.boxes.values():
                 file.write(box.known_hosts_line(f"[{box.ssh_host}]:{box.ssh_port}") + "\n")
+        access = {"MGMT_KEY": str(self.key), "MGMT_KNOWN_HOSTS": str(known)} if self.boxes else {}
         lines = {
             "sanstone": {"STATE_DIR": str(self.directory / "state"), "FRONTEND": "frontend"},
             "hosts": {"SSH_OPTIONS": f"-F {ssh}"},
-            "v7000": {
-                "MGMT_KEY": str(self.key),
-                "MGMT_KNOWN_HOSTS": str(known),
-                "STAGING_DIR": str(self._folder("staging")),
-                **self._settings,
-            },
+            self.system: {**access, "STAGING_DIR": str(self._folder("staging")), **self._settings},
             **{f'v7000 "{box.ssh_host}"': {"MGMT_PORT": str(box.ssh_port)} for box in self.boxes.values()},
         }
         text = []

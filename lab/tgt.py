@@ -45,11 +45,12 @@ class Session:
 class Tgtd:
     """One tgtd in the foreground, with its control socket in a directory of its own under /tmp.
 
-    It needs no root and touches nothing in /run. The kernel kills it when this process ends.
+    It needs no root and touches nothing in /run. The kernel kills it when this process ends. It listens at
+    the same port of all ``addresses``.
     """
 
-    def __init__(self, address: str = "127.0.0.1") -> None:
-        self._address = address
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses or ("127.0.0.1",)
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._spawner: ThreadPoolExecutor | None = None
@@ -59,7 +60,26 @@ class Tgtd:
 
     @property
     def portal(self) -> tuple[str, int]:
-        return self._address, self._port
+        return self._addresses[0], self._port
+
+    @property
+    def control(self) -> int:
+        """The control port, as for ``tgtadm -C``."""
+        return self._control
+
+    @property
+    def socket_path(self) -> Path:
+        """Where tgtadm speaks to the daemon."""
+        if self._directory is None:
+            raise TgtError("tgtd is not running", 107)
+        return self._directory / f"socket.{self._control}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tgtadm needs in its environment to find this daemon."""
+        if self._directory is None:
+            raise TgtError("tgtd is not running", 107)
+        return self._environment(self._directory)
 
     @property
     def pid(self) -> int | None:
@@ -98,10 +118,11 @@ class Tgtd:
 
     def _try_start(self, directory: Path, spawner: ThreadPoolExecutor) -> None:
         self._control = random.randrange(1024, 32000)
-        self._port = _free_port(self._address)
+        self._port = _free_port(self._addresses[0])
         log = directory / "log"
         argv = ["setpriv", "--pdeathsig", "KILL", "tgtd", "-f", "-C", str(self._control)]
-        argv += ["--iscsi", f"portal={self._address}:{self._port}"]
+        portals = (f"portal={address}:{self._port}" for address in self._addresses)
+        argv += ["--iscsi", ",".join(portals)]
         self._process = spawner.submit(_spawn, argv, log, self._environment(directory)).result()
         deadline = time.monotonic() + START_DEADLINE
         pause, wakeup = 0.002, threading.Event()
@@ -110,7 +131,8 @@ class Tgtd:
                 raise TgtError(f"tgtd did not start: {log.read_text(errors='replace')[-500:]}", 1)
             with contextlib.suppress(TgtError, OSError):
                 self._admin("--op", "show", "--mode", "sys")
-                socket.create_connection((self._address, self._port), 1).close()
+                for address in self._addresses:
+                    socket.create_connection((address, self._port), 1).close()
                 return
             wakeup.wait(pause)
             pause = min(pause * 2, 0.1)

@@ -22,7 +22,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class Refused(BaseException):
     """A test did what it had not asked for. No ``except Exception`` can hide it."""
 
 
+Lasting = Callable[[], set[int]]
+"""Returns the ids of processes and threads that something of the whole session has at this moment."""
+
+
 class _Guard:
     """What the running test may do. There is one per process, because audit hooks cannot be taken away."""
 
@@ -51,6 +55,7 @@ class _Guard:
         self.is_on = False
         self.allowed: frozenset[str] = frozenset()
         self.refusals: list[Refused] = []
+        self.lasting: list[Lasting] = []
 
     def refuse(self, what: str, name: str) -> None:
         refused = Refused(f'{what}; a test that needs this says @pytest.mark.real("{name}")')
@@ -225,6 +230,23 @@ def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     below = tmp_path_factory.getbasetemp()
     before = set(_leftovers(below))
     yield
+    _expect_nothing_more_than(before, below)
+
+
+@pytest.fixture(scope="session")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Lasting]]:
+    """Take the names of what a fixture of the whole session runs: that is left after a module, and no more.
+
+    The fixture appends a function, see ``Lasting``, and is torn down before this one, which wants all gone.
+    """
+    below = tmp_path_factory.getbasetemp()
+    before = set(_leftovers(below))
+    yield guard.lasting
+    guard.lasting.clear()
+    _expect_nothing_more_than(before, below)
+
+
+def _expect_nothing_more_than(before: set[str], below: Path) -> None:
     end = time.monotonic() + TIME_TO_END
     while (left := set(_leftovers(below)) - before) and time.monotonic() < end:
         threading.Event().wait(0.02)
@@ -233,9 +255,11 @@ def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _leftovers(below: Path) -> Iterator[str]:
+    lasting = {number for one in guard.lasting for number in one()}
     for thread in threading.enumerate():
-        yield f"thread {thread.name} ({thread.ident})"
-    yield from _children()
+        if thread.ident not in lasting:
+            yield f"thread {thread.name} ({thread.ident})"
+    yield from _children(lasting)
     mounts = Path("/proc/self/mounts")
     for line in mounts.read_text().splitlines() if mounts.exists() else ():
         point = line.split()[1].encode("latin-1", "replace").decode("unicode_escape")
@@ -243,9 +267,11 @@ def _leftovers(below: Path) -> Iterator[str]:
             yield f"mount {point}"
 
 
-def _children() -> Iterator[str]:
+def _children(lasting: set[int]) -> Iterator[str]:
     for task in Path("/proc/self/task").glob("*/children"):
         for pid in task.read_text().split():
+            if int(pid) in lasting:
+                continue
             try:
                 words = Path("/proc", pid, "cmdline").read_bytes().split(b"\0")
             except OSError:

@@ -53,7 +53,7 @@ WAITING = {"sanstone.transport.waiting", "sanstone.transport.remote.run"}
 # What oned asks of a datastore for backups only, which none of the drivers is.
 BACKUP = {"backup", "backup_cancel", "increment_flatten", "restore"}
 ENTRY_POINTS = {"datastore": set(DATASTORE_ACTIONS) - BACKUP, "tm": set(TM_ACTIONS)}
-DRIVERS = ["v7000"]
+DRIVERS = ["iscsi", "v7000"]
 
 
 def python_files(*folders: str) -> list[Path]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from lab.systems import ALL_ARRAYS
+
 ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = [pytest.mark.real("python3", "qemu-img"), pytest.mark.slow]
@@ -72,8 +74,11 @@ def left_by(folder: Path) -> list[str]:
     return [*map(str, folder.glob("sanstone-demo-*")), *mounts, *processes]
 
 
-def test_it_shows_the_whole_way_of_an_image_and_ends_clean(start: Start, image: Path, tmp_path: Path) -> None:
-    process = start(IMAGE=str(image), ONCE="1")
+@pytest.mark.parametrize("system", ALL_ARRAYS)
+def test_it_shows_the_whole_way_of_an_image_and_ends_clean(
+    start: Start, image: Path, tmp_path: Path, system: str
+) -> None:
+    process = start(SYSTEM=system, IMAGE=str(image), ONCE="1")
     shown, _ = process.communicate(timeout=240)
     assert process.returncode == 0, shown
     assert shown.count("the same on") == 2
@@ -98,6 +103,13 @@ def test_ctrl_c_leaves_nothing_behind(start: Start, image: Path, tmp_path: Path,
     assert "nothing is left behind" in rest
     assert "Traceback" not in rest
     assert left_by(tmp_path) == []
+
+
+def test_a_system_that_is_not_there_is_named_at_once(start: Start) -> None:
+    process = start(SYSTEM="floppy", ONCE="1")
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert shown == f"SYSTEM=floppy is not there; the demonstration knows {', '.join(ALL_ARRAYS)}.\n"
 
 
 def test_a_missing_image_is_named_at_once(start: Start, tmp_path: Path) -> None:

@@ -148,6 +148,27 @@ def test_process():
         os.execlp("tail", "tail", "-f", "/dev/null", f"--pid={os.getppid()}")
 """
 
+LASTING = """
+import os, subprocess
+import pytest
+
+@pytest.fixture(scope="session")
+def daemon(lasting):
+    with subprocess.Popen(["tail", "-f", "/dev/null", f"--pid={os.getpid()}"]) as process:
+        lasting.append(lambda: {process.pid})
+        yield
+        process.kill()
+
+@pytest.fixture(scope="session")
+def careless(lasting):
+    process = subprocess.Popen(["tail", "-f", "/dev/null", f"--pid={os.getpid()}"])
+    lasting.append(lambda: {process.pid})
+    yield
+
+@pytest.mark.real("tail")
+def test_it(FIXTURE): pass
+"""
+
 MISSING_PROGRAM = """
 import pytest
 @pytest.mark.real("genisoimage")
@@ -214,6 +235,14 @@ def test_what_a_module_leaves_behind_is_named(tmp_path: Path) -> None:
     words = run_inner(tmp_path, LEAVING)["test_process"]
     assert "left behind: process " in words
     assert "thread lingering" in words
+
+
+@pytest.mark.real("python3")
+def test_what_is_named_as_lasting_outlives_a_module_but_not_the_session(tmp_path: Path) -> None:
+    honest = run_inner(tmp_path / "honest", LASTING.replace("FIXTURE", "daemon"))
+    careless = run_inner(tmp_path / "careless", LASTING.replace("FIXTURE", "careless"))
+    assert honest == {"test_it": "passed"}
+    assert "left behind: process " in careless["test_it"]
 
 
 @pytest.mark.real("python3")

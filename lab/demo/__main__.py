@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo``: IMAGE=path or URL of the image to import, ONCE=1 to end by itself."""
+"""``make demo``: SYSTEM=driver, IMAGE=path or URL of the image to import, ONCE=1 to end by itself."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lab.demo.screen import Screen
 from lab.demo.story import Story, StoryError
+from lab.systems import ALL_ARRAYS
 
 _TRUE = ("1", "yes", "true", "on")
 
@@ -22,12 +23,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     screen = Screen()
     system = os.environ.get("SYSTEM") or "v7000"
-    if system != "v7000":
-        print(f"SYSTEM={system} is not there yet; the demonstration knows v7000.", file=sys.stderr)
+    if system not in ALL_ARRAYS:
+        known = ", ".join(ALL_ARRAYS)
+        print(f"SYSTEM={system} is not there; the demonstration knows {known}.", file=sys.stderr)
         return 2
     folder = Path(tempfile.mkdtemp(prefix="sanstone-demo-"))
     try:
-        with Story(screen, folder, image=os.environ.get("IMAGE") or None) as story:
+        with Story(screen, folder, system=system, image=os.environ.get("IMAGE") or None) as story:
             story.tell()
             if os.environ.get("ONCE", "").lower() not in _TRUE:
                 story.invite()

@@ -21,6 +21,7 @@ from lab.demo.guest import EmulatingHypervisor
 from lab.demo.screen import Screen, size
 from lab.prepare import PrepareError, default_image
 from lab.scene import MIB, Scene
+from lab.target import LVMError
 from lab.v7000.errors import CommandError
 
 __all__ = ["Story", "StoryError"]
@@ -39,8 +40,11 @@ class StoryError(Exception):
 class Story:
     """The demonstration's lab and steps; a context manager that stops what it started."""
 
-    def __init__(self, screen: Screen, folder: Path, *, image: str | None) -> None:
+    def __init__(
+        self, screen: Screen, folder: Path, *, system: str = "v7000", image: str | None = None
+    ) -> None:
         self.screen = screen
+        self.system = system
         self.folder = folder
         self.image = image
         self.rows: list[tuple[str, ...]] = []
@@ -77,6 +81,7 @@ class Story:
             self._stack.callback(self.hypervisor.stop)
             scene = Scene(
                 self.folder,
+                system=self.system,
                 attributes={"SAFE_DIRS": self._safe_folder()},
                 hypervisor=self.hypervisor,
                 say=self.screen.line,
@@ -111,14 +116,22 @@ class Story:
 
     def invite(self) -> None:
         """Say how to look around."""
-        box, known = self.scene.box, self.folder / "known_hosts"
-        login = ["ssh", "-q", "-i", str(self.scene.key), "-o", f"UserKnownHostsFile={known}"]
-        array = self._script("array", [*login, "-p", str(box.ssh_port), f"oneadmin@{box.ssh_host}"])
+        array, command = self._array_script()
         host = self._script("node1", ["ssh", "-q", "-F", str(self.folder / "ssh_config"), "node1"])
         self.screen.heading("The lab stays up until Ctrl-C")
-        self.screen.line(f"the array   {array} lsmdiskgrp")
+        self.screen.line(f"the array   {array} {command}")
         self.screen.line(f"a host      {host} iscsiadm -m session")
         self.screen.line(f"OpenNebula  {self.scene.oned.endpoint} as {self.scene.oned.session}")
+
+    def _array_script(self) -> tuple[Path, str]:
+        """A script that runs a command on the array, and a command to try."""
+        if self.system == "iscsi":
+            login = ["ssh", "-q", "-F", str(self.folder / "ssh_config"), self.scene.array.name]
+            return self._script("array", login), "lvs"
+        box, known = self.scene.box, self.folder / "known_hosts"
+        login = ["ssh", "-q", "-i", str(self.scene.key), "-o", f"UserKnownHostsFile={known}"]
+        place = ["-p", str(box.ssh_port), f"oneadmin@{box.ssh_host}"]
+        return self._script("array", [*login, *place]), "lsmdiskgrp"
 
     def _script(self, name: str, command: list[str]) -> Path:
         path = self.folder / "try" / name
@@ -142,7 +155,7 @@ class Story:
             raise StoryError(f"the datastore was not monitored: {self._last_error()}")
         total, free = int(seen.TOTAL_MB) * MIB, int(seen.FREE_MB) * MIB
         self.screen.line(
-            f"datastore {datastore}: {size(total)} on {self.scene.box.ssh_host}, {size(free)} free"
+            f"datastore {datastore}: {size(total)} on {self.scene.array.name}, {size(free)} free"
         )
         return datastore, system
 
@@ -154,15 +167,15 @@ class Story:
 
         def progress() -> str:
             try:
-                written = self.scene.box.volume_path(f"one-{image}").stat().st_blocks * 512
-            except (CommandError, OSError):
+                written = self.scene.array.path(f"one-{image}").stat().st_blocks * 512
+            except (CommandError, LVMError, OSError):
                 return self._array_does()
             return f"{size(written)} on the array" if written else self._array_does()
 
         with self._measured("import", "import it to a volume of the array", progress):
             image = int(self._call(self.one.image.allocate, template, datastore))
             seen = self._wait_for_image(image)
-        volume = self.scene.box.volume_path(f"one-{image}")
+        volume = self.scene.array.path(f"one-{image}")
         with self.screen.step("compare the bytes that went in with those on the array"):
             expected, length = self._hash_of_image()
             found = digest(volume, length)
@@ -183,7 +196,7 @@ class Story:
             image = int(self._call(self.one.image.allocate, template, datastore))
             self._wait_for_image(image)
         kind = output_of(
-            ["blkid", "-p", "-o", "value", "-s", "TYPE", str(self.scene.box.volume_path(f"one-{image}"))]
+            ["blkid", "-p", "-o", "value", "-s", "TYPE", str(self.scene.array.path(f"one-{image}"))]
         )
         if kind != "ext4":
             raise StoryError(f"the volume has no ext4 file system but {kind or 'nothing'}")
@@ -218,15 +231,20 @@ class Story:
 
     def _show_disks(self, vm: int) -> None:
         folder = next(self.folder.glob(f"datastores/*/{vm}"))
-        mapped, _, _ = self.scene.box.run("lshostvdiskmap -nohdr -delim : node1")
-        uids = {fields[5].lower(): fields for line in mapped.splitlines() if (fields := line.split(":"))}
+        names = {wwid: name for name, wwid in self.scene.array.volumes().items()}
         for disk in sorted(folder.glob("disk.*")):
             if not disk.is_symlink():
                 self.screen.line(f"{disk.name}  a file of {size(disk.stat().st_size)}")
                 continue
             wwid = disk.readlink().name
-            fields = uids.get(wwid[1:], [""] * 6)
-            self.screen.line(f"{disk.name}  {wwid}  is {fields[4]}, LUN {fields[2]}")
+            self.screen.line(f"{disk.name}  {wwid}  is {names.get(wwid, 'not on the array')}")
+        self._show_listing()
+
+    def _show_listing(self, limit: int = 90) -> None:
+        for command, lines in self.scene.array.listings():
+            self.screen.line(f"the array's own listing, {command}:")
+            for line in lines or ["(nothing)"]:
+                self.screen.line(f"  {line[:limit]}")
 
     def _write_through(self, vm: int) -> str:
         """Write random bytes through the persistent disk's link, as a guest would."""
@@ -244,10 +262,9 @@ class Story:
         with self._measured("terminate", "terminate: disks detached, the snapshot deleted"):
             self._call(self.one.vm.action, "terminate-hard", vm)
             self._wait_for_vm(vm, "DONE")
-        mapped, _, _ = self.scene.box.run("lshostvdiskmap -nohdr -delim :")
-        if mapped.strip():
-            raise StoryError(f"volumes are still mapped:\n{mapped}")
-        with self.scene.box.volume_path(f"one-{data}").open("rb") as volume:
+        if mapped := self.scene.array.mappings():
+            raise StoryError(f"volumes are still mapped: {mapped}")
+        with self.scene.array.path(f"one-{data}").open("rb") as volume:
             volume.seek(16 * MIB)
             found = hashlib.sha256(volume.read(_PATTERN)).hexdigest()
         if found != pattern:
@@ -263,11 +280,8 @@ class Story:
         left = self.scene.leftovers()
         if left:
             raise StoryError("left behind: " + "; ".join(left))
-        stdout, _, _ = self.scene.box.run("lsvdisk")
-        self.screen.line("the array's own listing, lsvdisk:")
-        for line in stdout.splitlines() or ["(nothing)"]:
-            self.screen.line(f"  {line[:90]}")
-        self.screen.line("no volume, no FlashCopy map, no mapping; no device, path or map on the hosts")
+        self._show_listing()
+        self.screen.line(f"{self.scene.array.nothing_left}; no device, path or map on the hosts")
 
     # what the steps use
 
@@ -287,12 +301,12 @@ class Story:
 
     def _array_does(self) -> str:
         """What the array was told last."""
-        commands = self.scene.box.journal.commands
+        commands = self.scene.array.journal.commands
         return f"array: {commands[-1].text[:48]}" if commands else ""
 
     def counts(self) -> tuple[int, int, int]:
         """Array logins, array commands and host connections so far."""
-        journal = self.scene.box.journal
+        journal = self.scene.array.journal
         return (
             journal.connections,
             len(journal.commands),

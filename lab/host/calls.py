@@ -13,7 +13,7 @@ __all__ = ["Answer", "Call", "fail", "plain_device"]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """``argv`` without the program's name. ``gone`` tells that the caller was killed."""
+    """``argv`` without the program's name. ``gone`` tells that the caller, process ``pid``, was killed."""
 
     name: str
     argv: tuple[str, ...]
@@ -21,6 +21,7 @@ class Call:
     cwd: str = "/"
     stdin: bytes = field(default=b"", repr=False)
     gone: Callable[[], bool] = lambda: False
+    pid: int = 0
 
     def wait_while(self, condition: Callable[[], bool], halted: threading.Event) -> bool:
         """Wait as long as ``condition`` holds. Returns false when the caller or the host went first."""

@@ -234,7 +234,7 @@ class Export:
 
     def _argv(self) -> list[str]:
         argv = ["qemu-storage-daemon", "--pidfile", str(self._pid_file)]
-        node = {**self._node, "read-only": self.read_only}
+        node = {**self._node, "read-only": self.read_only, "discard": "unmap"}
         if self._chap is not None:
             secret = {"qom-type": "secret", "id": "chap", "file": str(self._secret)}
             argv += ["--object", json.dumps(secret)]
@@ -248,7 +248,14 @@ class Export:
             "writable": not self.read_only,
         }
         # without a format above it the server refuses what is not whole sectors; a kernel takes any bytes
-        disk = {"driver": "raw", "file": "lun", "node-name": "disk", "read-only": self.read_only}
+        disk = {
+            "driver": "raw",
+            "file": "lun",
+            "node-name": "disk",
+            "read-only": self.read_only,
+            # a hole that is punched reads as zeros, as it does on a block device of a kernel
+            "discard": "unmap",
+        }
         argv += ["--blockdev", json.dumps(node), "--blockdev", json.dumps(disk)]
         argv += ["--nbd-server", json.dumps(server)]
         return [*argv, "--export", json.dumps(export)]

@@ -4,18 +4,13 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import shutil
-import signal
 import subprocess
-import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import cast
 
 import paramiko
 
@@ -29,7 +24,8 @@ from lab.host.mapper import Mapper
 from lab.host.multipath_tools import Multipath, Multipathd
 from lab.host.records import Records, settings_of
 from lab.host.standins import SUDOERS, Journal, Switchboard, write_programs
-from lab.sshd import Exec, SSHServer, User, generate_host_key
+from lab.login import Login, ssh_config
+from lab.sshd import SSHServer, User, generate_host_key
 
 __all__ = ["PROGRAMS", "AttachedDisk", "OpenSession", "UserSpaceHost", "ssh_config"]
 
@@ -37,7 +33,6 @@ PROGRAMS = ("fusermount3", "qemu-storage-daemon", "setpriv", "sh")
 """What a host starts: for ``@pytest.mark.real(*PROGRAMS, ...)``."""
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +90,8 @@ class UserSpaceHost:
         self.mapper = Mapper(self.kernel, self.root / "etc/multipath/wwids", find_multipaths)
         self.records = Records(self.root / "etc/iscsi/nodes")
         self.journal = Journal()
-        self.ssh_log: list[str] = []
+        self._login = Login(self.environment, self.home)
+        self.ssh_log = self._login.lines
         """The command lines that came by ssh."""
         self._sudoers = tuple(sudoers)
         self.iscsiadm = Iscsiadm(self.kernel, self.records, self.timings)
@@ -111,13 +107,11 @@ class UserSpaceHost:
         }
         self._switchboard = Switchboard(self.root, self._programs, self.journal)
         self._sshd = SSHServer(
-            self._execute,
+            self._login,
             users={user: User(keys=(authorized_key,))},
             host_key=host_key or generate_host_key(),
         )
         self._janitor: Janitor | None = None
-        self._running: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
 
     @property
     def initiator_name(self) -> str:
@@ -175,11 +169,8 @@ class UserSpaceHost:
         """Cut the power: connections are reset, commands and exports die, memory is gone."""
         if self._janitor is None:
             return
-        with self._lock:
-            running = list(self._running)
         self._sshd.drop_connections()
-        for process in running:
-            _kill(process)
+        self._login.kill_all()
         self._switchboard_and_kernel_down()
         self._sshd.stop()
         self._janitor.dismiss()
@@ -307,115 +298,3 @@ class UserSpaceHost:
             if record.values["node.startup"] == "automatic":
                 with contextlib.suppress(IscsiError):
                     self.kernel.login(record.target, record.portal, settings_of(record))
-
-    def _execute(self, request: Exec) -> int:
-        """Run a command line that came by ssh."""
-        self.ssh_log.append(request.command)
-        process = subprocess.Popen(
-            ["sh", "-c", request.command],
-            executable="/bin/sh",
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self.environment() | {"SSH_CONNECTION": "127.0.0.1 0 127.0.0.1 22"},
-            cwd=self.home,
-            start_new_session=True,
-        )
-        with self._lock:
-            self._running.add(process)
-        try:
-            return _relay(process, request)
-        finally:
-            with self._lock:
-                self._running.discard(process)
-
-
-def _relay(process: subprocess.Popen[bytes], request: Exec) -> int:
-    """Pass streams both ways; kill the command when its client goes away."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    ended = threading.Event()
-    feeding = threading.Thread(
-        target=_feed,
-        args=(cast(io.BufferedReader, request.stdin), process.stdin),
-        name="lab-host-stdin",
-        daemon=True,
-    )
-    telling = threading.Thread(
-        target=_pass_on, args=(process.stderr.fileno(), request.stderr.write, request.closed), daemon=True
-    )
-    watching = threading.Thread(target=_watch, args=(process, request, ended), daemon=True)
-    for thread in (feeding, telling, watching):
-        thread.start()
-    try:
-        _pass_on(process.stdout.fileno(), request.stdout.write, request.closed)
-        telling.join()
-        code = process.wait()
-    finally:
-        ended.set()
-        watching.join()
-        _kill(process)
-        telling.join()
-        process.stdout.close()
-        process.stderr.close()
-    return code if code >= 0 else 128 - code
-
-
-def _feed(source: io.BufferedReader, sink: io.BufferedWriter) -> None:
-    """Copy until either side ends; the server ends the source when the command is over."""
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        while chunk := source.read1(CHUNK):
-            sink.write(chunk)
-            sink.flush()
-    with contextlib.suppress(OSError):
-        sink.close()
-
-
-def _pass_on(source: int, write: Callable[[bytes], object], closed: Callable[[], bool]) -> None:
-    """Copy until the source ends; what no client takes any more is dropped."""
-    while chunk := os.read(source, CHUNK):
-        with contextlib.suppress(OSError):
-            write(chunk)
-
-
-def _watch(process: subprocess.Popen[bytes], request: Exec, ended: threading.Event) -> None:
-    """Kill a command whose client went away: with the connection goes what it started."""
-    while not ended.wait(0.05):
-        if request.closed():
-            _kill(process)
-            return
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a command with all that it started in its session, and reap it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def ssh_config(hosts: Iterable[UserSpaceHost], key_path: Path) -> str:
-    """Write an ssh client configuration that knows ``hosts`` by name.
-
-    Their host keys go to ``known_hosts`` beside ``key_path``; other entries there stay.
-    """
-    known = key_path.parent / "known_hosts"
-    lines = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
-    names = {host.name: host.known_hosts_line(host.name) for host in hosts}
-    lines = [line for line in lines if line.partition(" ")[0] not in names]
-    known.write_text("\n".join([*lines, *names.values(), ""]), encoding="utf-8")
-    blocks = [
-        f"Host {host.name}\n"
-        f"    HostName {host.ssh_host}\n"
-        f"    Port {host.ssh_port}\n"
-        f"    HostKeyAlias {host.name}\n"
-        f"    User {host.user}\n"
-        f'    IdentityFile "{key_path}"\n'
-        "    IdentitiesOnly yes\n"
-        f'    UserKnownHostsFile "{known}"\n'
-        "    GlobalKnownHostsFile /dev/null\n"
-        "    StrictHostKeyChecking yes\n"
-        "    BatchMode yes\n"
-        for host in hosts
-    ]
-    return "\n".join(blocks)

@@ -13,6 +13,7 @@ import os
 import select
 import shlex
 import socket
+import struct
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from lab.host.calls import Answer, Call
 
-__all__ = ["SUDOERS", "Journal", "Ran", "Switchboard", "write_programs"]
+__all__ = ["SUDOERS", "Journal", "Ran", "Switchboard", "write_clients", "write_programs"]
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +35,8 @@ CLIENT = """#!{python} -ISu
 import posix, sys, _socket
 root, name = {root!r}, {name!r}
 here = [word.encode("utf-8", "surrogateescape") for word in sys.argv[1:]]
-if name == "tee" and not any(word.startswith(root + b"/sys/") for word in here):
-    posix.execv({real_tee!r}, [b"tee", *here])
-given = b""
-if name == "tee":
+{prelude}given = b""
+if {reads}:
     while chunk := posix.read(0, 65536):
         given += chunk
 rights = b"root" if posix.geteuid() == 0 or b"SANSTONE_LAB_SUDO" in posix.environ else b"user"
@@ -63,6 +62,11 @@ for descriptor, text in ((1, rest[:out]), (2, rest[out:])):
     while text:
         text = text[posix.write(descriptor, text):]
 sys.exit(code)
+"""
+
+# what is not for the kernel is for the real tee
+PLAIN_TEE = """if name == "tee" and not any(word.startswith(root + b"/sys/") for word in here):
+    posix.execv({real_tee!r}, [b"tee", *here])
 """
 
 SUDO = """#!/bin/sh
@@ -210,7 +214,8 @@ def _read_call(caller: socket.socket) -> Call:
     while len(rest) < length + given:
         rest += _chunk(caller)
     name, rights, cwd, *argv = rest[:length].decode("utf-8", "surrogateescape").split("\0")[:-1]
-    return Call(name, tuple(argv), rights == "root", cwd, rest[length:], lambda: _is_gone(caller))
+    pid, _, _ = struct.unpack("3i", caller.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return Call(name, tuple(argv), rights == "root", cwd, rest[length:], lambda: _is_gone(caller), pid)
 
 
 def _chunk(caller: socket.socket) -> bytes:
@@ -229,16 +234,25 @@ def _is_gone(caller: socket.socket) -> bool:
 def write_programs(root: Path, names: Iterable[str], sudoers: Iterable[str]) -> None:
     """Fill ``bin/``: the stand-ins, ``sudo``, and this Python as ``python3``."""
     folder = root / "bin"
-    folder.mkdir(parents=True, exist_ok=True)
-    python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     real_tee = next(path for path in ("/usr/bin/tee", "/bin/tee") if Path(path).exists())
-    for name in names:
-        text = CLIENT.format(
-            python=python, root=os.fsencode(root), name=name, real_tee=real_tee, socket=SOCKET
-        )
-        _write_program(folder / name, text)
+    write_clients(root, names, 'name == "tee"', PLAIN_TEE.format(real_tee=real_tee))
     allowed = "|".join(shlex.quote(name) for name in sudoers) or "''"
     _write_program(folder / "sudo", SUDO.format(allowed=allowed, bin=shlex.quote(str(folder))))
+
+
+def write_clients(root: Path, names: Iterable[str], reads: str, prelude: str = "") -> None:
+    """Fill ``bin/`` with programs that hand their call to the switchboard, and this Python as ``python3``.
+
+    ``reads`` is the Python expression that tells whether standard input goes along; the words are ``here``.
+    """
+    folder = root / "bin"
+    folder.mkdir(parents=True, exist_ok=True)
+    python = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    for name in names:
+        text = CLIENT.format(
+            python=python, root=os.fsencode(root), name=name, socket=SOCKET, reads=reads, prelude=prelude
+        )
+        _write_program(folder / name, text)
     _write_program(folder / "python3", f'#!/bin/sh\nexec {shlex.quote(str(python))} "$@"\n')
 
 

@@ -216,10 +216,19 @@ class BackupRequests:
                 self.engine.run_script(vm, [line])
             except DriverError as failure:
                 core.set_vm_error(vm, SCRIPT_ERROR, failure.text)
+            else:
+                _forget(vm)
             core.enter_vm(vm, VmState.POWEROFF)
 
         core.spawn(work, f"restore-{vm_id}")
         return vm_id
+
+
+def _forget(vm: Vm) -> None:
+    """Drop what a restore ends (source of 7.4.0, trigger_disk_restore_success): the chain, and snapshots."""
+    vm.backups.config |= {"INCREMENTAL_BACKUP_ID": "-1", "LAST_INCREMENT_ID": "-1"}
+    kept = {int(disk["DISK_ID"]) for disk in vm.disks if disk.get("SAVE") == "YES"}
+    vm.snapshots = [each for each in vm.snapshots if each.disk_id in kept]
 
 
 def _backed_up(vm: Vm) -> list[str]:

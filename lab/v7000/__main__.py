@@ -46,6 +46,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--directory", type=Path, help="where volumes live; without it there is no data plane"
     )
+    parser.add_argument(
+        "--portal", action="append", metavar="ADDRESS", help="where a node listens for iSCSI; give two"
+    )
     parser.add_argument("--pool", type=pair, action="append", default=[], metavar="NAME=SIZE")
     parser.add_argument("--data-reduction", action="append", default=[], metavar="POOL")
     parser.add_argument("--host", type=pair, action="append", default=[], metavar="NAME=IQN")
@@ -77,6 +80,7 @@ def config(options: argparse.Namespace) -> BoxConfig:
         session_limit=options.session_limit,
         data_plane=options.directory is not None,
         directory=options.directory,
+        addresses=tuple(options.portal) if options.portal else None,
         copy_speed=options.copy_speed,
         journal=options.journal,
     )
@@ -87,6 +91,8 @@ def main() -> int:
     options = parser.parse_args()
     if not (options.password_file or options.authorized_key):
         parser.error("give --password-file or --authorized-key: nobody could log in")
+    if options.portal and len(options.portal) != 2:
+        parser.error("give --portal twice, once for each node")
     signals = {signal.SIGINT, signal.SIGTERM}
     # every thread made from here on leaves these signals to sigwait below
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)

@@ -10,11 +10,11 @@ from types import TracebackType
 
 import paramiko
 
+from lab.faults import Faults, Journal
 from lab.sshd import Exec, SSHServer, User
 from lab.v7000.clock import Clock, RealClock
 from lab.v7000.dataplane import DataPlane
 from lab.v7000.errors import text_of
-from lab.v7000.faults import Faults, Journal
 from lab.v7000.machine import Machine, NoPlane
 from lab.v7000.shell import DropError, Session, Shell
 from lab.v7000.state import Node, Pool, State
@@ -32,7 +32,7 @@ class BoxConfig:
     ``latency`` is taken by each command, ``handshake_latency`` by each connection. ``data_reduction`` names
     pools that are data reduction pools. ``copy_speed`` multiplies FlashCopy's copy rates, ``format_rate``
     (bytes per second, None: at once) is that of background formatting. ``licensed_capacity`` is where mkvdisk
-    begins to answer CMMVC6372W. ``addresses`` are the portals' (127/8, by default free ones), port 3260.
+    begins to answer CMMVC6372W. ``addresses`` are the portals' (by default free ones of 127/8), port 3260.
     """
 
     name: str = "v7000-a"

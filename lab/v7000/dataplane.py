@@ -4,26 +4,22 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import os
 import random
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from lab.extents import copy_extents, punch
 from lab.tgt import Tgtd, TgtError
 from lab.v7000.front import Door, Front, Gate
 from lab.v7000.state import Host, Node, Volume
 
-__all__ = ["DataPlane", "copy_extents", "punch"]
+__all__ = ["DataPlane"]
 
 PORT = 3260
-KEEP_SIZE, PUNCH_HOLE = 1, 2
-CHUNK = 1 << 22
 ADDRESS_ATTEMPTS = 200
-LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class DataPlane:
@@ -200,52 +196,3 @@ class DataPlane:
 
     def logged_in(self, iqn: str) -> int:
         return sum(iqn in front.initiators() for front in self._fronts.values())
-
-
-def punch(fd: int, start: int, length: int) -> None:
-    """Make a hole of zeros in a file, by writing them where the file system makes none."""
-    if length <= 0:
-        return
-    offset, size = ctypes.c_longlong(start), ctypes.c_longlong(length)
-    if LIBC.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, offset, size) == 0:
-        return
-    zeros = bytes(min(length, CHUNK))
-    while length > 0:
-        written = os.pwrite(fd, zeros[: min(length, len(zeros))], start)
-        start, length = start + written, length - written
-
-
-def copy_extents(source: Path, target: Path) -> None:
-    """Give ``target`` the contents of ``source`` in place: same inode, holes stay holes."""
-    with source.open("rb") as reader, target.open("r+b") as writer:
-        size = os.fstat(reader.fileno()).st_size
-        at = 0
-        for start, end in _extents(reader.fileno(), size):
-            punch(writer.fileno(), at, start - at)
-            _copy(reader.fileno(), writer.fileno(), start, end)
-            at = end
-        punch(writer.fileno(), at, size - at)
-
-
-def _extents(fd: int, size: int) -> Iterator[tuple[int, int]]:
-    end = 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as err:
-            if err.errno == errno.ENXIO:
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end
-
-
-def _copy(reader: int, writer: int, start: int, end: int) -> None:
-    while start < end:
-        chunk = os.pread(reader, min(CHUNK, end - start), start)
-        if not chunk:
-            return
-        view = memoryview(chunk)
-        while view:
-            written = os.pwrite(writer, view, start)
-            start, view = start + written, view[written:]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lab.faults import Command, Fault, Faults, Journal, hide
 from lab.v7000 import (
     commands_flashcopy,
     commands_hosts,
@@ -15,7 +16,6 @@ from lab.v7000 import (
     commands_volumes,
 )
 from lab.v7000.errors import CommandError, ShellError, text_of
-from lab.v7000.faults import Command, Fault, Faults, Journal, hide
 from lab.v7000.grammar import Statement, parse
 from lab.v7000.machine import Machine, Registered, registry
 
@@ -126,6 +126,8 @@ class Shell:
     def _perform(self, session: Session, statement: Statement, fault: Fault | None) -> _Outcome:
         """Do one statement, or refuse it as its fault says."""
         if fault is not None and fault.exit is not None:
+            if fault.is_done:
+                self._dispatch(session, statement)
             return _Outcome(status=fault.exit)
         code = fault.code if fault is not None else None
         if code is not None and not code.endswith("W"):

@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from types import FrameType
 
 from sanstone.errors import RequestError, SanstoneError
@@ -112,5 +112,5 @@ def _perform(argv: Sequence[str], for_oned: _ForOned) -> str:
     from sanstone.actions import Site, perform
     from sanstone.settings import ConfigFile
 
-    with Site(ConfigFile.read(None)) as site:
+    with Site(ConfigFile.read(None), remotes=Path(*parts[:-3])) as site:
         return perform(request, site)

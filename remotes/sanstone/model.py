@@ -29,13 +29,14 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """One volume of an array."""
+    """One volume of an array; ``is_thin``: it takes room as it is written."""
 
     name: str
     wwid: str
     size: int
     pool: str
     is_online: bool = True
+    is_thin: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ __all__ = [
     "clone_names",
     "clone_volume",
     "image_volume",
+    "is_backup",
     "is_snapshot_of",
     "read_name",
     "snapshot_volume",
@@ -82,6 +83,12 @@ def backup_volume(volume: str, backup: int) -> str:
 def is_snapshot_of(volume: str, name: str) -> bool:
     """Tell whether ``name`` is that of a disk snapshot or a backup's state of ``volume``."""
     return re.fullmatch(re.escape(volume) + r"-[sb]\d+", name, re.ASCII) is not None
+
+
+def is_backup(name: str) -> bool:
+    """Tell whether ``name`` is that of a backup's state of a volume."""
+    what = read_name(name)
+    return what is not None and what.backup is not None
 
 
 def read_name(name: str) -> VolumeName | None:

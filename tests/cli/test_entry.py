@@ -61,7 +61,7 @@ def test_error_is_a_sentence_with_a_hint_and_the_exit_code_of_its_class(
     assert main(["settings", "nosuch"]) == errors.NotSupportedError.exit_code
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == "sanstone: There is no driver 'nosuch'.\n  Drivers of this version: v7000.\n"
+    assert shown.err == "sanstone: There is no driver 'nosuch'.\n  Drivers of this version: v7000, iscsi.\n"
 
 
 def test_ctrl_c_ends_without_a_traceback(

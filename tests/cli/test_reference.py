@@ -146,9 +146,10 @@ def test_stanzas_are_a_template_that_oned_reads() -> None:
         "DISK_TYPE_SHARED": "BLOCK",
         "DRIVER": "raw",
         "ALLOW_ORPHANS": "YES",
+        "PERSISTENT_SNAPSHOTS": "YES",
         "DS_MIGRATE": "YES",
-        "DS_LIVE_MIGRATE": "NO",
-        "DS_MIGRATE_SNAP": "NO",
+        "DS_LIVE_MIGRATE": "YES",
+        "DS_MIGRATE_SNAP": "YES",
     }
     assert stanzas["DS_MAD_CONF"] == {
         "NAME": "v7000",
@@ -158,6 +159,11 @@ def test_stanzas_are_a_template_that_oned_reads() -> None:
     }
     assert stanzas["DATASTORE_ENCRYPTED_ATTR"] == "MGMT_PASSWORD"
     assert "IMAGE_RESTRICTED_ATTR" not in stanzas
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_stanzas_say_what_snapshots_of_running_disks_need(driver: str) -> None:
+    assert f'\n# LIVE_DISK_SNAPSHOTS="kvm-qcow2 kvm-ceph kvm-{driver}"\n' in oned_conf(driver)
 
 
 def test_stanzas_name_the_lists_to_extend() -> None:

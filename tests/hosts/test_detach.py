@@ -72,9 +72,9 @@ def test_the_last_volume_of_a_target_logs_out_and_forgets_the_record(
 
     assert host.sessions() == 0
     calls = host.calls()
+    forgotten = calls.index(f"iscsiadm -m node -T {IQN} -o delete")
     for portal in attached.targets[0].portals:
-        logout = calls.index(f"iscsiadm -m node -T {IQN} -p {portal} -u")
-        assert calls.index(f"iscsiadm -m node -T {IQN} -p {portal} -o delete") > logout
+        assert calls.index(f"iscsiadm -m node -T {IQN} -p {portal} -u") < forgotten
 
 
 def test_a_volume_held_open_is_refused_and_the_holder_named(

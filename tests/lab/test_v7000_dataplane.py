@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.extents import copy_extents
 from lab.tgt import Tgtd
 from lab.v7000 import Box, BoxConfig, ManualClock
-from lab.v7000.dataplane import DataPlane, copy_extents
+from lab.v7000.dataplane import DataPlane
 
 HOST = "iqn.2020-01.org.example:{}"
 MIB = 1 << 20

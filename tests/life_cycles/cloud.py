@@ -2,7 +2,7 @@
 """A small cloud that runs the product whole, and the questions that the tests of life cycles ask of it.
 
 oned's stand-in starts the real driver scripts; they reach a simulated array and hosts over real SSH, and the
-volumes are served over real iSCSI.
+volumes are served over real iSCSI. A test that asks only what is asked here runs for every storage system.
 """
 
 from __future__ import annotations
@@ -26,13 +26,19 @@ from lab.host import PROGRAMS as HOST_PROGRAMS
 from lab.oned import Answer, HostCall, QuietHypervisor
 from lab.oned.drivers import DriverCall
 from lab.scene import MIB, REMOTES, Scene
+from lab.systems import BoxSystem, System
+from lab.target import PROGRAMS as TARGET_PROGRAMS
 from lab.v7000 import Box
 
-__all__ = ["MIB", "PROGRAMS", "Cloud", "RefusedError", "digest", "written_file"]
+__all__ = ["MIB", "PROGRAMS", "V7000_ONLY", "Cloud", "RefusedError", "digest", "written_file"]
 
-ACTIONS = sorted({path.name for path in REMOTES.glob("*/v7000/*")})
+V7000_ONLY = pytest.mark.parametrize("system", ["v7000"])
+"""For tests of what only that system has, or does in its own way."""
+
+ACTIONS = sorted({path.name for path in REMOTES.glob("*/*/*")})
 PROGRAMS = (
     *HOST_PROGRAMS,
+    *TARGET_PROGRAMS,
     *ACTIONS,
     *("tgtd", "tgtadm", "ssh-keygen", "qemu-img", "genisoimage", "blkid"),
     *("mkdir", "truncate", "dd", "cat", "test", "mv", "rm"),  # oned's own transfer managers
@@ -74,14 +80,15 @@ class Cloud:
     A context manager. ``files`` is a directory for images to import; keyword arguments go to Scene.
     """
 
-    def __init__(self, directory: Path, **scene: Any) -> None:
+    def __init__(self, directory: Path, system: str = "v7000", **scene: Any) -> None:
+        self.driver = system
         self.files = directory / "files"
         self.files.mkdir()
         self.directory = directory / "cloud"
         self.hypervisor = WatchingHypervisor(self.directory / "datastores")
         scene["attributes"] = {"SAFE_DIRS": str(self.files), "NO_ISCSI": "", **scene.get("attributes", {})}
         scene["oned"] = {"monitor_after_operations": False, **scene.get("oned", {})}
-        self.scene = Scene(self.directory, hypervisor=self.hypervisor, **scene)
+        self.scene = Scene(self.directory, system=system, hypervisor=self.hypervisor, **scene)
         self._names = itertools.count()
         self._system: int | None = None
 
@@ -142,7 +149,7 @@ class Cloud:
     def filled(self, content: bytes, **attributes: Any) -> int:
         """Make an image of ``content`` without an import: an empty volume, filled behind all backs."""
         image = self.image(SIZE=-(-len(content) // MIB), **attributes)
-        with self.box.volume_path(f"one-{image}").open("r+b") as volume:
+        with self.array.path(f"one-{image}").open("r+b") as volume:
             volume.write(content)
         return image
 
@@ -263,7 +270,7 @@ class Cloud:
 
     def _run(self, kind: str, action: str, *argv: str, data: bytes) -> Answer:
         done = subprocess.run(
-            [str(REMOTES / kind / "v7000" / action.split(".")[0]), *argv],
+            [str(REMOTES / kind / self.driver / action.split(".")[0]), *argv],
             input=data,
             capture_output=True,
             timeout=_SECONDS,
@@ -272,40 +279,47 @@ class Cloud:
         )
         return Answer(done.returncode, done.stdout.decode(), done.stderr.decode())
 
-    # what is on the box and the hosts
+    # what is on the array and the hosts
 
-    def make_foreign(self, volume: str) -> None:
-        """Let the box have a volume of 4 MiB that no driver made."""
-        self.box.run(
-            f"mkvdisk -name {volume} -mdiskgrp mdiskgrp0 -iogrp io_grp0 -size {4 * MIB} -unit b "
-            "-rsize 2% -autoexpand"
-        )
+    @property
+    def array(self) -> System:
+        """The array of the datastore ``san``."""
+        return self.scene.array
 
     @property
     def box(self) -> Box:
+        """The same as a V7000, for tests of that."""
         return self.scene.box
 
-    def rows(self, command: str, box: Box | None = None) -> list[dict[str, str]]:
-        """A listing of the box, by hand."""
-        name, *operands = command.split()
-        stdout, _, _ = (box or self.box).run(" ".join([name, "-delim", ":", *operands]))
-        head, *lines = stdout.splitlines() or [""]
-        return [dict(zip(head.split(":"), line.split(":"), strict=False)) for line in lines]
+    def rows(self, command: str) -> list[dict[str, str]]:
+        """A listing of the V7000, by hand."""
+        return BoxSystem(self.box).rows(command)
 
-    def volumes(self, box: Box | None = None) -> set[str]:
-        return {row["name"] for row in self.rows("lsvdisk", box)}
+    def volumes(self) -> set[str]:
+        return set(self.array.volumes())
 
-    def maps(self, box: Box | None = None) -> set[str]:
-        return {row["name"] for row in self.rows("lsfcmap", box)}
+    def maps(self) -> set[str]:
+        """FlashCopy maps; other systems have none."""
+        return self.array.copies()
 
-    def mappings(self, box: Box | None = None) -> set[tuple[str, str]]:
-        return {(row["name"], row["vdisk_name"]) for row in self.rows("lshostvdiskmap", box)}
+    def mappings(self) -> set[tuple[str, str]]:
+        return self.array.mappings()
 
-    def wwid(self, volume: str, box: Box | None = None) -> str:
-        return "3" + next(r["vdisk_UID"] for r in self.rows("lsvdisk", box) if r["name"] == volume).lower()
+    def wwid(self, volume: str) -> str:
+        return self.array.volumes()[volume]
+
+    def block_datastore(self, name: str = "block", **attributes: str) -> int:
+        """A system datastore whose volatile disks are volumes."""
+        wanted = {"DISK_TYPE": "BLOCK", **self.array.attributes(), "BRIDGE_LIST": "node1", **attributes}
+        return self.system_datastore(name, **wanted)
+
+    def assert_copies(self, volumes: Iterable[str]) -> None:
+        """Exactly these volumes are bound to their sources, where the system has objects that bind them."""
+        if isinstance(self.array, BoxSystem):
+            assert self.maps() == set(volumes)
 
     def assert_array(self, volumes: Iterable[str], mapped: Mappings | None = None) -> None:
-        """Exactly these volumes are on the box, mapped to exactly these hosts, which see them and no others.
+        """Exactly these volumes are on the array, mapped to exactly these hosts, which see them and no others.
 
         FlashCopy maps are looked at by the tests that make them.
         """
@@ -318,11 +332,11 @@ class Cloud:
         assert self.mappings() == wanted
         for name, host in self.scene.hosts.items():
             wwids = sorted(self.wwid(volume) for where, volume in wanted if where == name)
-            assert sorted(disk.wwid for disk in host.devices()) == sorted(wwids * 2), name
-            assert host.leftovers(wwids, with_sessions=False) == []
+            assert sorted(disk.wwid for disk in host.devices()) == sorted(wwids * self.array.paths), name
+            assert host.leftovers(wwids, with_sessions=not self.array.is_shared_target) == []
 
     def assert_nothing_left(self) -> None:
-        """Nothing is on any box or host, or in a VM's directory, and no link led astray at a deployment."""
+        """Nothing is on any array or host, or in a VM's directory, and no link led astray at a deployment."""
         assert self.scene.leftovers() == []
         left = [str(path) for path in self.directory.glob("datastores/*/*/disk.*")]
         assert left == []
@@ -354,9 +368,9 @@ class Cloud:
             device.seek(offset)
             return device.read(length)
 
-    def stored(self, volume: str, length: int = 0, offset: int = 0, box: Box | None = None) -> bytes:
-        """What the box has of a volume; all of it by default."""
-        with (box or self.box).volume_path(volume).open("rb") as file:
+    def stored(self, volume: str, length: int = 0, offset: int = 0, *, array: System | None = None) -> bytes:
+        """What the array has of a volume; all of it by default."""
+        with (array or self.array).path(volume).open("rb") as file:
             file.seek(offset)
             return file.read(length or -1)
 

@@ -9,14 +9,22 @@ from typing import Any
 
 import pytest
 
+from lab.systems import ALL_ARRAYS
 from tests.life_cycles.cloud import Cloud
 
 
+@pytest.fixture(params=ALL_ARRAYS)
+def system(request: pytest.FixtureRequest) -> str:
+    """The driver's name."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
-def cloud(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cloud]:
+def cloud(tmp_path: Path, request: pytest.FixtureRequest, system: str) -> Iterator[Cloud]:
     """The parameter, if there is one, is a dictionary of Scene's keyword arguments."""
     scene: dict[str, Any] = getattr(request, "param", {})
-    with Cloud(tmp_path, **scene) as cloud:
+    with Cloud(tmp_path, system, **scene) as cloud:
         yield cloud
         cloud.oned.wait_idle(60)
         if not request.node.stash.get(FAILED, False):

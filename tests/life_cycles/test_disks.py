@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from tests.life_cycles.cloud import MIB, PROGRAMS, Cloud
+from tests.life_cycles.cloud import MIB, PROGRAMS, V7000_ONLY, Cloud
 
 pytestmark = pytest.mark.real(*PROGRAMS)
 
@@ -58,7 +58,7 @@ def test_a_hypervisor_that_takes_no_disk_leaves_nothing_attached(cloud: Cloud) -
         cloud.attach(vm, f'IMAGE_ID="{disk}"')
         assert "no more PCI slots" in cloud.vm_error(vm)
         cloud.assert_array(images | {kept}, {kept: "node1"})
-        assert cloud.maps() == {kept}
+        cloud.assert_copies({kept})
     assert cloud.read(vm, 0, len(PATTERN)) == PATTERN
     assert cloud.image_state(data) == "READY"
     cloud.act(vm, "terminate-hard", "DONE")
@@ -68,11 +68,11 @@ def test_a_hypervisor_that_takes_no_disk_leaves_nothing_attached(cloud: Cloud) -
 def test_an_attachment_that_the_box_refuses_leaves_nothing_mapped(cloud: Cloud) -> None:
     data = cloud.image(PERSISTENT="YES")
     vm = cloud.run('TYPE="fs",SIZE="8",FORMAT="raw"')
-    cloud.box.faults.add("mkvdiskhostmap", times=None, code="CMMVC5742E")
+    cloud.array.refuse("map", times=None)
     cloud.attach(vm, f'IMAGE_ID="{data}"')
     assert "could not be mapped" in cloud.vm_error(vm)
     cloud.assert_array({f"one-{data}"})
-    cloud.box.faults.clear()
+    cloud.array.faults.clear()
     cloud.attach(vm, f'IMAGE_ID="{data}"')
     cloud.assert_array({f"one-{data}"}, {f"one-{data}": "node1"})
     cloud.act(vm, "terminate-hard", "DONE")
@@ -83,11 +83,11 @@ def test_a_detachment_that_fails_keeps_the_disk_and_can_be_repeated(cloud: Cloud
     data = cloud.image(PERSISTENT="YES")
     vm = cloud.run(f'IMAGE_ID="{data}"')
     cloud.write(vm, 0, PATTERN)
-    cloud.box.faults.add("rmvdiskhostmap", times=None, code="CMMVC5742E")
+    cloud.array.refuse("unmap", times=None)
     cloud.detach(vm, 0)
     assert "could not be unmapped" in cloud.vm_error(vm)
     assert cloud.image_state(data) == "USED_PERS"
-    cloud.box.faults.clear()
+    cloud.array.faults.clear()
     cloud.detach(vm, 0)
     cloud.assert_array({f"one-{data}"})
     assert cloud.image_state(data) == "READY"
@@ -143,10 +143,10 @@ def test_a_disk_larger_than_its_image_is_saved_whole(cloud: Cloud) -> None:
 def test_saving_that_fails_leaves_an_image_to_delete_and_the_disk_in_use(cloud: Cloud) -> None:
     image = cloud.filled(CONTENT)
     vm = cloud.run(f'IMAGE_ID="{image}"')
-    cloud.box.faults.add("mkfcmap", times=None, code="CMMVC5742E")
+    cloud.array.refuse("copy", times=None)
     saved = cloud.save_as(vm, 0)
     assert cloud.image_state(saved) == "ERROR"
-    cloud.box.faults.clear()
+    cloud.array.faults.clear()
     clone = f"one-{image}-{vm}-0"
     cloud.assert_array({f"one-{image}", f"one-{saved}", clone}, {clone: "node1"})
     cloud.delete(saved)
@@ -169,6 +169,7 @@ def test_a_clone_that_the_host_cannot_attach_is_removed(cloud: Cloud) -> None:
     cloud.delete(image)
 
 
+@V7000_ONLY
 @pytest.mark.parametrize(
     "cloud", [{"attributes": {"DELETE_WAIT": "0"}, "box": {"copy_speed": 0.01}}], indirect=True
 )

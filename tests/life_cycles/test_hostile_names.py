@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lab.oned import Answer
+from lab.systems import ALL_ARRAYS
 from tests.life_cycles.cloud import MIB, PROGRAMS, Cloud, RefusedError, written_file
 
 pytestmark = pytest.mark.real(*PROGRAMS)
@@ -97,7 +98,7 @@ def xml(text: str) -> str:
 def document(cloud: Cloud, image: str, **datastore: str) -> str:
     """What oned hands to ``stat``; ``datastore`` are attributes of the datastore."""
     attributes = {
-        "MGMT": cloud.box.ssh_host,
+        **cloud.array.attributes(),
         "BRIDGE_LIST": "node1",
         "SAFE_DIRS": str(cloud.files),
         "NO_ISCSI": "",
@@ -106,7 +107,7 @@ def document(cloud: Cloud, image: str, **datastore: str) -> str:
     template = "".join(f"<{name}>{xml(value)}</{name}>" for name, value in attributes.items())
     return (
         f"<DS_DRIVER_ACTION_DATA><IMAGE>{image}</IMAGE><DATASTORE><ID>100</ID><NAME>san</NAME><TYPE>0</TYPE>"
-        f"<DS_MAD>v7000</DS_MAD><TM_MAD>v7000</TM_MAD><TEMPLATE>{template}</TEMPLATE></DATASTORE>"
+        f"<DS_MAD>{cloud.driver}</DS_MAD><TM_MAD>{cloud.driver}</TM_MAD><TEMPLATE>{template}</TEMPLATE></DATASTORE>"
         "</DS_DRIVER_ACTION_DATA>"
     )
 
@@ -146,8 +147,13 @@ def test_names_and_attributes_of_images_reach_no_shell(cloud: Cloud, canary: Pat
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["MGMT", "MDISK_GROUP", "BRIDGE_LIST", "IO_GROUP", "BASE_IQN", "STAGING_DIR", "COPY_TOOL", "NO_ISCSI"],
+    ("system", "name"),
+    [
+        (system, name)
+        for system, own in (("v7000", ("MGMT", "MDISK_GROUP", "IO_GROUP")), ("iscsi", ("HOST", "VG_NAME")))
+        for name in (*own, "BRIDGE_LIST", "BASE_IQN", "STAGING_DIR", "COPY_TOOL", "NO_ISCSI")
+        if system in ALL_ARRAYS
+    ],
 )
 def test_attributes_of_a_datastore_reach_no_shell(cloud: Cloud, canary: Path, name: str) -> None:
     for injection in INJECTIONS[:3]:

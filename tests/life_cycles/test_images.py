@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The life of images: made, imported, cloned, deleted; what OpenNebula says, what the box has, every byte."""
+"""The life of images: made, imported, cloned, deleted; what OpenNebula says, what the array has, every byte."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.life_cycles.cloud import MIB, PROGRAMS, Cloud, written_file
+from tests.life_cycles.cloud import MIB, PROGRAMS, V7000_ONLY, Cloud, written_file
 
 pytestmark = pytest.mark.real(*PROGRAMS)
 
@@ -50,7 +50,7 @@ def test_a_sparse_image_stays_sparse_on_the_array(cloud: Cloud) -> None:
         file.seek(40 * MIB)
         file.write(CONTENT)
     image = cloud.image(PATH=path)
-    volume = cloud.box.volume_path(f"one-{image}")
+    volume = cloud.array.path(f"one-{image}")
     assert volume.read_bytes() == path.read_bytes()
     assert volume.stat().st_blocks * 512 < 16 * MIB
     cloud.delete(image)
@@ -68,7 +68,7 @@ def test_an_empty_datablock_is_a_volume_that_no_host_has_seen(cloud: Cloud) -> N
 def test_a_datablock_gets_its_file_system(cloud: Cloud, fs: str, kind: str) -> None:
     image = cloud.image(SIZE=16, FS=fs)
     found = subprocess.run(
-        ["blkid", "-p", "-o", "value", "-s", "TYPE", str(cloud.box.volume_path(f"one-{image}"))],
+        ["blkid", "-p", "-o", "value", "-s", "TYPE", str(cloud.array.path(f"one-{image}"))],
         capture_output=True,
         text=True,
         timeout=10,
@@ -90,6 +90,7 @@ def test_a_clone_has_the_bytes_of_its_image_and_lives_on_without_it(cloud: Cloud
     cloud.delete(clone)
 
 
+@V7000_ONLY
 @pytest.mark.parametrize(
     "cloud", [{"box": {"pools": {"mdiskgrp0": 10 << 30, "other": 10 << 30}}}], indirect=True
 )
@@ -104,19 +105,21 @@ def test_a_clone_in_another_datastore_is_in_the_pool_of_that(cloud: Cloud) -> No
     cloud.delete(clone, image)
 
 
-@pytest.mark.parametrize("cloud", [{"further_boxes": ("v7000-b",)}], indirect=True)
+@pytest.mark.parametrize(
+    "cloud", [{"further_boxes": ("v7000-b",), "further_targets": ("tgt2",)}], indirect=True
+)
 def test_a_clone_on_another_box_is_copied_through_a_bridge_host(cloud: Cloud) -> None:
-    second = cloud.scene.boxes["v7000-b"]
-    other = cloud.datastore("other", MGMT=second.ssh_host)
+    _, second = cloud.scene.arrays.values()
+    other = cloud.datastore("other", **second.attributes())
     image = cloud.imported(CONTENT)
     clone = int(cloud.call("image.clone", image, "clone", other))
     assert cloud.image_state(clone) == "READY", cloud.failures()
     assert (cloud.volumes(), cloud.volumes(second)) == ({f"one-{image}"}, {f"one-{clone}"})
     assert (cloud.mappings(), cloud.mappings(second)) == (set(), set())
-    assert cloud.stored(f"one-{clone}", box=second) == padded(CONTENT)
+    assert cloud.stored(f"one-{clone}", array=second) == padded(CONTENT)
     assert all(host.leftovers(with_sessions=False) == [] for host in cloud.scene.hosts.values())
     cloud.delete(image)
-    assert cloud.stored(f"one-{clone}", box=second) == padded(CONTENT)
+    assert cloud.stored(f"one-{clone}", array=second) == padded(CONTENT)
     cloud.delete(clone)
 
 
@@ -158,19 +161,19 @@ def test_an_image_that_failed_is_deleted_without_a_driver(cloud: Cloud) -> None:
 
 def test_deleting_fails_while_the_box_is_dead_and_succeeds_afterwards(cloud: Cloud) -> None:
     image = cloud.image()
-    cloud.box.die()
+    cloud.array.die()
     cloud.call("image.delete", image)
     assert cloud.image_state(image) == "ERROR"
-    cloud.box.revive()
+    cloud.array.revive()
     assert cloud.volumes() == {f"one-{image}"}
     cloud.delete(image)
 
 
 def test_a_forced_deletion_that_fails_leaves_the_volume_to_the_administrator(cloud: Cloud) -> None:
     image = cloud.image()
-    cloud.box.die()
+    cloud.array.die()
     cloud.call("image.delete", image, True)
     assert cloud.image_state(image) == "GONE"
-    cloud.box.revive()
+    cloud.array.revive()
     cloud.assert_array({f"one-{image}"})
-    cloud.box.run(f"rmvdisk one-{image}")
+    cloud.array.remove(f"one-{image}")

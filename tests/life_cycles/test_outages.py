@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.life_cycles.cloud import MIB, PROGRAMS, Cloud, written_file
+from tests.life_cycles.cloud import MIB, PROGRAMS, V7000_ONLY, Cloud, written_file
 
 pytestmark = pytest.mark.real(*PROGRAMS)
 
@@ -38,6 +38,7 @@ def crashed(cloud: Cloud, name: str) -> Iterator[None]:
         host.boot()
 
 
+@V7000_ONLY
 @pytest.mark.parametrize("cloud", [{"box": {"pools": {"mdiskgrp0": 512 * MIB}}}], indirect=True)
 def test_a_full_pool_is_said_and_nothing_is_left_in_it(cloud: Cloud) -> None:
     thick = cloud.datastore("thick", THIN_PROVISION="0")
@@ -54,7 +55,7 @@ def test_a_full_pool_is_said_and_nothing_is_left_in_it(cloud: Cloud) -> None:
 def test_a_missing_path_is_said_and_missing_both_is_refused(cloud: Cloud) -> None:
     data = cloud.filled(CONTENT, PERSISTENT="YES")
     disk, volume = f'IMAGE_ID="{data}"', f"one-{data}"
-    cloud.box.portal_down(1)
+    cloud.array.portal_down(1)
     vm = cloud.run(disk)
     (log,) = [line for line in cloud.calls("ln")[-1].stderr.splitlines() if "1 of 2 paths" in line]
     assert log.startswith("WARN: ")
@@ -62,7 +63,7 @@ def test_a_missing_path_is_said_and_missing_both_is_refused(cloud: Cloud) -> Non
     assert cloud.mappings() == {("node1", volume)}
     cloud.act(vm, "terminate-hard", "DONE")
     assert cloud.mappings() == set()
-    cloud.box.portal_up(1)
+    cloud.array.portal_up(1)
     cloud.delete(data)
 
 
@@ -70,13 +71,13 @@ def test_a_missing_path_is_said_and_missing_both_is_refused(cloud: Cloud) -> Non
 def test_without_any_path_nothing_is_left_mapped(cloud: Cloud) -> None:
     data = cloud.filled(CONTENT, PERSISTENT="YES")
     for portal in (1, 2):
-        cloud.box.portal_down(portal)
+        cloud.array.portal_down(portal)
     vm = cloud.make_vm(f'IMAGE_ID="{data}"')
     cloud.deploy(vm, state="PROLOG_FAILURE")
     assert "node1" in complaint(cloud, "ln")
     cloud.assert_array({f"one-{data}"})
     for portal in (1, 2):
-        cloud.box.portal_up(portal)
+        cloud.array.portal_up(portal)
     cloud.recover(vm, "retry", "RUNNING")
     assert cloud.read(vm, 0, len(CONTENT)) == CONTENT
     cloud.act(vm, "terminate-hard", "DONE")
@@ -88,17 +89,18 @@ def test_a_dead_box_is_said_and_all_goes_on_when_it_is_back(cloud: Cloud) -> Non
     image = cloud.filled(CONTENT)
     vm = cloud.run(f'IMAGE_ID="{image}"')
     cloud.act(vm, "undeploy-hard", "UNDEPLOYED")
-    cloud.box.die()
+    cloud.array.die()
     failed = cloud.image(state="ERROR")
-    assert cloud.box.ssh_host in cloud.image_error(failed)
+    assert cloud.array.name in cloud.image_error(failed)
     cloud.act(vm, "terminate", "EPILOG_FAILURE")
-    assert cloud.box.ssh_host in complaint(cloud, "delete")
-    cloud.box.revive()
+    assert cloud.array.name in complaint(cloud, "delete")
+    cloud.array.revive()
     cloud.recover(vm, "retry", "DONE")
     cloud.assert_array({f"one-{image}"})
     cloud.delete(failed, image)
 
 
+@V7000_ONLY
 @pytest.mark.parametrize("cloud", [{"settings": QUICK, "box": {"session_limit": 1}}], indirect=True)
 def test_a_box_without_a_free_session_is_waited_for_and_then_said(cloud: Cloud) -> None:
     cloud.box.session_limit = 0
@@ -149,7 +151,7 @@ def test_somebody_elses_volume_of_that_name_is_not_touched(cloud: Cloud, action:
     foreign = f"one-{first + 1}"
     cloud.make_foreign(foreign)
     wwid = cloud.wwid(foreign)
-    cloud.box.volume_path(foreign).write_bytes(PATTERN)
+    cloud.array.path(foreign).write_bytes(PATTERN)
     if action == "cp":
         image = cloud.image(PATH=written_file(cloud.files / "disk.raw", CONTENT), state="ERROR")
     elif action == "mkfs":
@@ -162,7 +164,7 @@ def test_somebody_elses_volume_of_that_name_is_not_touched(cloud: Cloud, action:
     cloud.delete(image)
     cloud.assert_array({f"one-{first}", foreign})
     assert (cloud.wwid(foreign), cloud.stored(foreign)[: len(PATTERN)]) == (wwid, PATTERN)
-    cloud.box.run(f"rmvdisk {foreign}")
+    cloud.array.remove(foreign)
     cloud.delete(first)
 
 
@@ -170,29 +172,30 @@ def test_somebody_elses_volume_is_neither_a_disk_nor_deleted_with_a_vm(cloud: Cl
     image = cloud.filled(CONTENT)
     foreign = f"one-{image}-0-0"
     cloud.make_foreign(foreign)
-    cloud.box.volume_path(foreign).write_bytes(PATTERN)
+    cloud.array.path(foreign).write_bytes(PATTERN)
     vm = cloud.make_vm(f'IMAGE_ID="{image}"')
     cloud.deploy(vm, state="PROLOG_FAILURE")
     assert foreign in complaint(cloud, "clone")
     cloud.recover(vm, "delete", "DONE")
     cloud.assert_array({f"one-{image}", foreign})
     assert cloud.stored(foreign)[: len(PATTERN)] == PATTERN
-    cloud.box.run(f"rmvdisk {foreign}")
+    cloud.array.remove(foreign)
     cloud.delete(image)
 
 
 def test_a_volume_that_took_an_images_name_is_not_deleted_with_it(cloud: Cloud) -> None:
     image = cloud.image()
-    cloud.box.run(f"rmvdisk one-{image}")
+    cloud.array.remove(f"one-{image}")
     cloud.make_foreign(f"one-{image}")
     wwid = cloud.wwid(f"one-{image}")
     cloud.call("image.delete", image)
     assert cloud.wwid(f"one-{image}") == wwid
-    cloud.box.run(f"rmvdisk one-{image}")
+    cloud.array.remove(f"one-{image}")
     if cloud.image_state(image) != "GONE":
         cloud.delete(image)
 
 
+@V7000_ONLY
 def test_a_persistent_image_that_another_host_has_is_refused_by_the_box(cloud: Cloud) -> None:
     data = cloud.image(PERSISTENT="YES")
     cloud.box.run(f"mkvdiskhostmap -host node2 one-{data}")

@@ -27,7 +27,7 @@ def repeat(cloud: Cloud, call: DriverCall) -> None:
 
 def change(cloud: Cloud, volume: str) -> bytes:
     """Write to a volume as somebody does who uses it; return all of its bytes."""
-    with cloud.box.volume_path(volume).open("r+b") as file:
+    with cloud.array.path(volume).open("r+b") as file:
         file.seek(MIB)
         file.write(os.urandom(4096))
     return cloud.stored(volume)
@@ -89,7 +89,7 @@ def test_a_disk_larger_than_its_image_is_not_copied_again(cloud: Cloud) -> None:
 
 
 def test_volatile_volumes_are_not_formatted_again(cloud: Cloud) -> None:
-    block = cloud.system_datastore("block", DISK_TYPE="BLOCK", MGMT=cloud.box.ssh_host, BRIDGE_LIST="node1")
+    block = cloud.block_datastore()
     vm = cloud.run('TYPE="fs",SIZE="8",FORMAT="raw"', 'TYPE="swap",SIZE="8"', datastore=block)
     for disk in (0, 1):
         cloud.write(vm, disk, PATTERN)

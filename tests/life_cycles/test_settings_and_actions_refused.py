@@ -9,18 +9,27 @@ from pathlib import Path
 import pytest
 
 from lab.scene import REMOTES
+from lab.systems import ALL_ARRAYS
 from tests.life_cycles.cloud import PROGRAMS, Cloud
 
 pytestmark = pytest.mark.real(*PROGRAMS)
 
 WRONG = {
-    "COPYRATE": ("500", ["COPYRATE", "500", "0 to 100"]),
-    "MDISK_GROUP": ("nowhere", ["MDISK_GROUP", "nowhere", "mdiskgrp0"]),
-    "IO_GROUP": ("io_grp9", ["IO_GROUP", "io_grp9", "io_grp0"]),
-    "MGMT": ("", ["MGMT"]),
-    "GRAINSIZE": ("128", ["GRAINSIZE", "128", "64", "256"]),
-    "REPLICATION": ("1", ["REPLICATION"]),
-    "FAILOVER": ("1", ["FAILOVER"]),
+    "v7000": {
+        "COPYRATE": ("500", ["COPYRATE", "500", "0 to 100"]),
+        "MDISK_GROUP": ("nowhere", ["MDISK_GROUP", "nowhere", "mdiskgrp0"]),
+        "IO_GROUP": ("io_grp9", ["IO_GROUP", "io_grp9", "io_grp0"]),
+        "MGMT": ("", ["MGMT"]),
+        "GRAINSIZE": ("128", ["GRAINSIZE", "128", "64", "256"]),
+        "REPLICATION": ("1", ["REPLICATION"]),
+        "FAILOVER": ("1", ["FAILOVER"]),
+    },
+    "iscsi": {
+        "VG_NAME": ("vg-none", ["vg-none", "vg-one"]),
+        "HOST": ("", ["HOST"]),
+        "BASE_TID": ("none", ["BASE_TID", "none"]),
+        "BASE_IQN": ("not an iqn", ["BASE_IQN", "not an iqn"]),
+    },
 }
 
 
@@ -28,9 +37,11 @@ def untagged(stderr: str) -> list[str]:
     return [line for line in stderr.splitlines() if not re.match(r"(ERROR|WARN|INFO|DEBUG): ", line)]
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize(
+    ("system", "name"), [(system, name) for system in ALL_ARRAYS for name in WRONG[system]]
+)
 def test_a_wrong_setting_is_refused_at_monitor_and_at_use(cloud: Cloud, name: str) -> None:
-    value, words = WRONG[name]
+    value, words = WRONG[cloud.driver][name]
     more = {"MGMT_AUX": "v7000-b", "CLUSTER": "0" * 16} if name in ("REPLICATION", "FAILOVER") else {}
     datastore = cloud.datastore("wrong", **{name: value}, **more)
     cloud.oned.monitor_datastore(datastore)
@@ -50,12 +61,10 @@ def test_a_wrong_setting_is_refused_at_monitor_and_at_use(cloud: Cloud, name: st
     cloud.assert_array(set())
 
 
-LINKS = sorted(path.relative_to(REMOTES) for path in REMOTES.glob("*/v7000/*"))
-
-
 def test_every_link_answers_malformed_input_with_one_line(cloud: Cloud) -> None:
-    assert {str(path.parent) for path in LINKS} == {"datastore/v7000", "tm/v7000"}
-    for path in LINKS:
+    links = sorted(path.relative_to(REMOTES) for path in REMOTES.glob(f"*/{cloud.driver}/*"))
+    assert {str(path.parent) for path in links} == {f"datastore/{cloud.driver}", f"tm/{cloud.driver}"}
+    for path in links:
         for argv, stdin in (((), ""), (("1",), "<not xml"), (("a", "b;c", "$(d)"), "x" * 100)):
             answer = cloud.drive(path.parts[0], path.name, *argv, stdin=stdin)
             assert answer.rc in (2, 4), (path, answer)

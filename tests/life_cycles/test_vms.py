@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.life_cycles.cloud import MIB, PROGRAMS, Cloud
+from tests.life_cycles.cloud import MIB, PROGRAMS, V7000_ONLY, Cloud
 
 pytestmark = pytest.mark.real(*PROGRAMS)
 
@@ -57,7 +57,7 @@ def assert_running_on(cloud: Cloud, images: Images, vm: int, host: str) -> None:
     cloud.assert_array(
         images.volumes | {clone}, {clone: host, f"one-{images.data}": host, f"one-{images.cdrom}": host}
     )
-    assert cloud.maps() == {clone}
+    cloud.assert_copies({clone})
     for disk, volume in ((0, clone), (1, f"one-{images.data}"), (4, f"one-{images.cdrom}")):
         cloud.assert_linked(vm, disk, volume, host)
     assert cloud.read(vm, 4, MIB) == CONTENT[:MIB]
@@ -210,9 +210,7 @@ def test_two_disks_of_one_image_are_two_volumes(cloud: Cloud) -> None:
 
 
 def test_volatile_disks_are_volumes_where_the_system_datastore_says_block(cloud: Cloud) -> None:
-    block = cloud.system_datastore(
-        "block", DISK_TYPE="BLOCK", MGMT=cloud.box.ssh_host, MDISK_GROUP="mdiskgrp0", BRIDGE_LIST="node1"
-    )
+    block = cloud.block_datastore()
     vm = cloud.run('TYPE="fs",SIZE="8",FORMAT="raw"', 'TYPE="swap",SIZE="8"', datastore=block, context=True)
     own = {f"one-sys-{vm}-0", f"one-sys-{vm}-1"}
     cloud.assert_array(own, dict.fromkeys(own, "node1"))
@@ -230,6 +228,7 @@ def test_volatile_disks_are_volumes_where_the_system_datastore_says_block(cloud:
     cloud.act(vm, "terminate-hard", "DONE")
 
 
+@V7000_ONLY
 def test_clones_of_a_datastore_without_snapshots_become_independent(cloud: Cloud) -> None:
     clones = cloud.datastore("clones", SNAPSHOT="0", COPYRATE="100")
     image = cloud.filled(CONTENT, datastore=clones)
@@ -268,11 +267,11 @@ def test_a_disk_may_be_larger_than_its_image(cloud: Cloud) -> None:
 
 
 def failed_deployment(cloud: Cloud, images: Images) -> int:
-    """The second disk is refused by the box, so that the first is there and mapped."""
-    cloud.box.faults.add(f"mkvdiskhostmap.*one-{images.data}$", code="CMMVC5742E")
+    """The second disk is refused by the array, so that the first is there and mapped."""
+    cloud.array.refuse("map", f"one-{images.data}")
     vm = cloud.make_vm(*images.disks()[:2])
     cloud.deploy(vm, state="PROLOG_FAILURE")
-    cloud.box.faults.clear()
+    cloud.array.faults.clear()
     clone = f"one-{images.os}-{vm}-0"
     cloud.assert_array(images.volumes | {clone}, {clone: "node1"})
     return vm
@@ -289,13 +288,13 @@ def test_recover_retry_goes_on_where_deployment_migration_or_termination_failed(
     cloud.assert_array(images.volumes | {clone}, {clone: "node1", f"one-{images.data}": "node1"})
     write_all(cloud, images, vm)
 
-    cloud.box.faults.add("mkvdiskhostmap -host node2", skip=1, code="CMMVC5742E")
+    cloud.array.refuse("map", host="node2", skip=1)
     cloud.migrate(vm, "node2", state="PROLOG_MIGRATE_FAILURE")
     cloud.recover(vm, "retry", "RUNNING")
     cloud.assert_array(images.volumes | {clone}, {clone: "node2", f"one-{images.data}": "node2"})
     assert_written(cloud, vm)
 
-    cloud.box.faults.add("rmvdisk ", code="CMMVC5742E")
+    cloud.array.refuse("delete")
     cloud.act(vm, "terminate-hard", "EPILOG_FAILURE")
     cloud.recover(vm, "retry", "DONE")
     assert_ended(cloud, images)

@@ -143,6 +143,7 @@ TYPES: dict[str, dict[str, type]] = {
         "snap_create": m.SnapshotCreate,
         "snap_create_live": m.SnapshotCreateLive,
         "snap_delete": m.SnapshotDelete,
+        "snap_flatten": m.SnapshotFlatten,
         "snap_revert": m.SnapshotRevert,
     },
 }

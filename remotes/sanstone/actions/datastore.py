@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from sanstone.actions import imports, volumes
+from sanstone.actions import backups, imports, leftovers, volumes
+from sanstone.actions.removing import delete_with_snapshots
 from sanstone.actions.site import Site
 from sanstone.arrays import Array, NewVolume
 from sanstone.errors import (
@@ -25,6 +26,7 @@ from sanstone.opennebula import answers
 from sanstone.opennebula.documents import ImageDocument
 from sanstone.opennebula.messages import CloneImage, Cp, Mkfs, MonitorDatastore, Rm, Stat
 from sanstone.settings import Settings
+from sanstone.store.locks import Place
 
 __all__ = ["Origin", "clone", "copy_between", "copy_onto", "cp", "mkfs", "monitor", "rm", "stat"]
 
@@ -54,7 +56,7 @@ def cp(request: Cp, site: Site) -> str:
     array = site.array(settings)
     with imports.fetch(request.image.path, request.image.template, settings) as file:
         size = max((request.image.size_mib or 0) * MIB, _whole_mib(file.size))
-        new = NewVolume(name, size, needs=_needed(settings, size=size, data=file.data))
+        new = NewVolume(name, size, needs=array.needed(size=size, data=file.data))
         with site.volume(array, name), _removed_on_failure(site, settings, array, name):
             _fill(site, settings, array, new, file, request.image)
     return answers.image_source(array.source(name), "raw")
@@ -69,7 +71,7 @@ def mkfs(request: Mkfs, site: Site) -> str:
         raise RequestError(f"Image {image.id} has no SIZE.", "Give a SIZE in MB.")
     array = site.array(settings)
     size = image.size_mib * MIB
-    new = NewVolume(name, size, needs=_needed(settings, size=size, data=0))
+    new = NewVolume(name, size, needs=array.needed(size=size, data=0))
     with site.volume(array, name), _removed_on_failure(site, settings, array, name):
         if image.fs in ("", "raw"):
             volumes.make(site, array, new, content=_content("mkfs", image))
@@ -85,14 +87,15 @@ def clone(request: CloneImage, site: Site) -> str:
     name = image_volume(_id(request.image))
     source = volume_of_source(request.image.path)
     array = site.array(settings)
-    origin_settings = _origin_settings(request, site) or settings
+    origin_settings = _origin_settings(request, site)
+    origin_array = site.array(origin_settings) if origin_settings else array
     content = _content("clone", request.image)
     with site.volume(array, name), _removed_on_failure(site, settings, array, name):
-        if origin_settings.text("MGMT") == settings.text("MGMT") and array.abilities.clones_within:
+        if origin_array.name == array.name and array.abilities.clones_within:
             volumes.make(site, array, NewVolume(name, source=source), content=content)
             volumes.complete(site, array, name)
         else:
-            origin = Origin(site.array(origin_settings), origin_settings, source)
+            origin = Origin(origin_array, origin_settings or settings, source)
             (volume,) = origin.array.find(source)
             if volume is None:
                 raise NotFoundError(
@@ -129,12 +132,12 @@ def _delete(site: Site, settings: Settings, array: Array, name: str) -> None:
     entry = site.ledger.find(array.name, name)
     wwid = entry.wwid if entry else None
     try:
-        volumes.delete(site, settings, array, name, wwid=wwid)
+        delete_with_snapshots(site, settings, array, name, wwid=wwid)
     except ConflictError:
         was_left = volumes.end_visit(site, settings, array, name)
         if not volumes.take_off_bridges(site, settings, array, name) and not was_left:
             raise
-        volumes.delete(site, settings, array, name, wwid=wwid)
+        delete_with_snapshots(site, settings, array, name, wwid=wwid)
 
 
 def monitor(request: MonitorDatastore, site: Site) -> str:
@@ -142,10 +145,13 @@ def monitor(request: MonitorDatastore, site: Site) -> str:
     settings = site.settings(request.datastore)
     array = site.array(settings)
     capacity = array.capacity()
+    leftovers.settle(site, settings, array)
     try:
         volumes.sweep(site, settings, array)
+        backups.sweep(site, settings, array)
     except SanstoneError as err:
         log.warning("volumes whose deletion was put off are still there: %s", err)
+    imports.remove_left_folders(settings)
     return answers.monitor(capacity)
 
 
@@ -164,7 +170,7 @@ def copy_between(
     if made.is_complete:
         array.unmap(new.name, place)
         return
-    copy_onto(origin, site, settings, array, made.connection, place, is_zero=_is_zero(settings, array, made))
+    copy_onto(origin, site, settings, array, made.connection, place, is_zero=_is_zero(array, made))
     volumes.complete(site, array, new.name)
 
 
@@ -254,10 +260,11 @@ def _write(
             path = str(settings.path("STAGING_DIR") / f"sanstone-{connection.volume}.image")
             length = file.path.stat().st_size
             upload = stack.enter_context(file.path.open("rb"))
+            site.ledger.locks.note(array.name, connection.volume, Place(place, file=path))
             before = [PutFile(path, length)]
             on_host.at_the_end(RemovePath(path))
         tool = _tool(settings) if file.format == "raw" else "qemu-img"
-        work = Convert(path, connection.wwid, _is_zero(settings, array, made), file.format, tool)
+        work = Convert(path, connection.wwid, _is_zero(array, made), file.format, tool)
         array.close()  # a copy takes its time, and a box has few sessions
         on_host.run(before, work, upload=upload)
 
@@ -315,15 +322,6 @@ def _removed_on_failure(site: Site, settings: Settings, array: Array, name: str)
         raise
 
 
-def _needed(settings: Settings, *, size: int, data: int) -> int:
-    """Tell how much must be free for an image with ``data`` bytes written.
-
-    oned does not check oneadmin's images (seen in image-create-oversize-as-oneadmin).
-    """
-    needed = data if settings.flag("THIN_PROVISION") else size
-    return needed * settings.integer("COPIES")
-
-
 def _origin_settings(request: CloneImage, site: Site) -> Settings | None:
     """The settings of the datastore that holds the origin, None when it is the same one."""
     if request.image.cloning_id is None:
@@ -352,6 +350,6 @@ def _tool(settings: Settings) -> str:
     return settings.text("COPY_TOOL")
 
 
-def _is_zero(settings: Settings, array: Array, made: volumes.Made) -> bool:
+def _is_zero(array: Array, made: volumes.Made) -> bool:
     """Tell whether all blocks read as zeros: none was ever written, not even by a run that was cut off."""
-    return made.is_new and settings.flag("THIN_PROVISION") and array.abilities.zeroes_new_volumes
+    return made.is_new and made.volume.is_thin and array.abilities.zeroes_new_volumes

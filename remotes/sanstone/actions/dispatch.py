@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sanstone.actions import datastore, tm
+from sanstone.actions import backups, datastore, exports, migration, resizing, restores, snapshots, tm
 from sanstone.actions.site import Site
 from sanstone.errors import NotSupportedError
 from sanstone.opennebula import messages
@@ -30,6 +30,22 @@ _ACTIONS: dict[type, Callable[[Any, Site], str]] = {
     messages.MakeSwap: tm.mkswap,
     messages.Context: tm.context,
     messages.MonitorSystem: tm.monitor,
+    messages.Prebackup: backups.prebackup,
+    messages.Postbackup: backups.postbackup,
+    messages.Restore: restores.restore,
+    messages.Export: exports.export,
+    messages.Resize: resizing.resize,
+    messages.Premigrate: migration.premigrate,
+    messages.Postmigrate: migration.postmigrate,
+    messages.Failmigrate: migration.failmigrate,
+    messages.SnapshotCreate: snapshots.create,
+    messages.SnapshotCreateLive: snapshots.create,
+    messages.SnapshotDelete: snapshots.delete,
+    messages.SnapshotRevert: snapshots.revert,
+    messages.SnapshotFlatten: snapshots.flatten,
+    messages.ImageSnapshotDelete: snapshots.image_delete,
+    messages.ImageSnapshotRevert: snapshots.image_revert,
+    messages.ImageSnapshotFlatten: snapshots.image_flatten,
 }
 
 

@@ -33,7 +33,7 @@ from sanstone.settings import Settings
 from sanstone.transport.command import Command, run
 from sanstone.transport.waiting import Deadline
 
-__all__ = ["ImageFile", "fetch", "size_of"]
+__all__ = ["ImageFile", "fetch", "fetch_backup", "remove_left_folders", "scratch_folder", "size_of"]
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ _PACKED = {
 _SECTOR = 512
 # As they are, and not packed for the way: sizes and checksums are those of the file.
 _HEADERS = {"Accept-Encoding": "identity"}
-_PREFIX = "sanstone-"
+_PREFIX = "sanstone-scratch-"
 _OLD = 60.0
 _DIGEST = re.compile(r"[0-9a-fA-F]+")
 _INSPECT_SECONDS = 60.0
@@ -116,8 +116,12 @@ def fetch(path: str, template: Mapping[str, str], settings: Settings) -> Iterato
 
     Raises: as ``size_of``; DataSafetyError when MD5 or SHA1 of the image's template do not match.
     """
+    if _is_of_backup(path, template):
+        with scratch_folder(_staging(settings)) as folder:
+            yield fetch_backup(path, folder / "image", settings)
+        return
     if _is_url(path):
-        with _folder_for_download(_staging(settings)) as folder:
+        with scratch_folder(_staging(settings)) as folder:
             target = folder / "image"
             _download(path, target, template, settings)
             yield inspect(target)
@@ -125,6 +129,24 @@ def fetch(path: str, template: Mapping[str, str], settings: Settings) -> Iterato
     source = allowed(path, settings)
     _verify(source, template)
     yield inspect(source)
+
+
+def fetch_backup(url: str, target: Path, settings: Settings) -> ImageFile:
+    """Have OpenNebula's downloader bring a disk out of a backup datastore, whose drivers made ``url``."""
+    downloader = settings.path("REMOTES_DIR") / "datastore" / "downloader.sh"
+    argv = [str(downloader), "--nodecomp", url, str(target)]
+    run(Command.of(argv, deadline=settings.seconds("COPY_TIMEOUT")))
+    return inspect(target)
+
+
+def _is_of_backup(path: str, template: Mapping[str, str]) -> bool:
+    """Tell whether one.image.restore asks for an image: the backup's driver gives its own URL as PATH.
+
+    FROM_BACKUP_DS names the datastore, for which oned has looked (BackupRestore and ImageAPI of 7.4.0); only
+    a URL of that datastore is taken.
+    """
+    datastore = template.get("FROM_BACKUP_DS", "").strip()
+    return datastore.isdecimal() and bool(re.fullmatch(rf"(?:restic|rsync)://{datastore}/[!-~]+", path))
 
 
 def allowed(path: str, settings: Settings) -> Path:
@@ -249,8 +271,8 @@ def _staging(settings: Settings) -> Path:
 
 
 @contextmanager
-def _folder_for_download(staging: Path) -> Iterator[Path]:
-    """Make a directory for one download, locked while it is used; remove those of processes that are gone."""
+def scratch_folder(staging: Path) -> Iterator[Path]:
+    """Make a directory for one action, locked while it is used; remove those of processes that are gone."""
     _remove_left_folders(staging)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=staging, ignore_cleanup_errors=True) as name:
         handle = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -259,6 +281,12 @@ def _folder_for_download(staging: Path) -> Iterator[Path]:
             yield Path(name)
         finally:
             os.close(handle)
+
+
+def remove_left_folders(settings: Settings) -> None:
+    """Remove the directories that killed actions have left on the front-end."""
+    for folder in {settings.path("STAGING_DIR"), Path(tempfile.gettempdir())}:
+        _remove_left_folders(folder)
 
 
 def _remove_left_folders(staging: Path) -> None:
@@ -271,7 +299,7 @@ def _remove_left_folders(staging: Path) -> None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)
-                log.warning("%s, left by an import that was killed, is removed", folder)
+                log.warning("%s, left by an action that was killed, is removed", folder)
             finally:
                 os.close(handle)
 

@@ -37,8 +37,12 @@ class Site:
     Arrays and hosts are opened at their first use and closed with the site.
     """
 
-    def __init__(self, config: ConfigFile, opennebula: OpenNebula | None = None) -> None:
+    def __init__(
+        self, config: ConfigFile, opennebula: OpenNebula | None = None, *, remotes: Path | None = None
+    ) -> None:
+        """``remotes`` is where oned finds its drivers; by default the directory that this package is in."""
         self.config = config
+        self.remotes = remotes or Path(__file__).resolve().parents[2]
         self.common = resolve(COMMON, config, datastore={})
         self._opennebula = opennebula
         self.state: Path = self.common.path("STATE_DIR")

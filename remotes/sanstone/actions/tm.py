@@ -14,11 +14,22 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from sanstone.actions import volumes
+from sanstone.actions import leftovers, migration, volumes
+from sanstone.actions.backups import end_chain
 from sanstone.actions.datastore import Origin, copy_between, copy_onto
-from sanstone.actions.disks import DiskVolume, disk_volume, is_system, is_volatile_block
+from sanstone.actions.disks import (
+    DiskVolume,
+    disk_of,
+    disk_volume,
+    existing_name,
+    is_system,
+    is_used_by_others,
+    is_volatile_block,
+)
+from sanstone.actions.imports import scratch_folder
+from sanstone.actions.removing import delete_with_snapshots
 from sanstone.actions.site import Site
 from sanstone.arrays import Array, NewVolume
 from sanstone.errors import (
@@ -29,7 +40,6 @@ from sanstone.errors import (
     ConnectError,
     DeadlineError,
     NotFoundError,
-    NotSupportedError,
     SanstoneError,
 )
 from sanstone.hosts.ops import (
@@ -43,9 +53,9 @@ from sanstone.hosts.ops import (
     RemovePath,
 )
 from sanstone.model import MIB, Capacity, Connection
-from sanstone.names import read_name, volatile_volume, volume_of_source
+from sanstone.names import read_name, snapshot_volume, volatile_volume, volume_of_source
 from sanstone.opennebula import answers
-from sanstone.opennebula.documents import Disk, VmDocument
+from sanstone.opennebula.documents import VmDocument
 from sanstone.opennebula.messages import (
     Clone,
     Context,
@@ -60,6 +70,7 @@ from sanstone.opennebula.messages import (
     MoveToDatastore,
 )
 from sanstone.settings import Settings
+from sanstone.store.locks import Place
 from sanstone.transport.command import Command, run
 
 __all__ = ["clone", "context", "cpds", "delete", "ln", "mkimage", "mkswap", "monitor", "mv", "mvds"]
@@ -87,13 +98,14 @@ def clone(request: Clone, site: Site) -> str:
     array = site.array(settings)
     source = volume_of_source(request.source)
     vm = site.opennebula.vm(request.vm_id)
-    disk = _disk(vm, request.disk)
+    disk = disk_of(vm, request.disk)
     name = disk_volume(vm, disk).name
     host = request.disk.host
     with site.volume(array, name), _removed_on_failure(site, settings, array, name, request.disk):
-        new = NewVolume(name, source=source, is_linked=settings.flag("SNAPSHOT"))
+        new = NewVolume(name, source=source, is_linked=array.abilities.links_clones)
         size = (disk.size_mib or 0) * MIB
         content = _content(vm, request.source)
+        leftovers.drop_earlier(site, settings, array, name, request.disk, _earlier(vm, request.source))
         if disk.size_mib is not None and disk.original_size_mib not in (None, disk.size_mib):
             connection = _make_larger(site, settings, array, new, size, host, content)
         else:
@@ -105,10 +117,16 @@ def clone(request: Clone, site: Site) -> str:
     return ""
 
 
-def _content(vm: VmDocument, what: str) -> str:
-    """Tell one deployment of a VM from another one, and from another VM that had its number."""
-    deployment = vm.history[-1].seq if vm.history else ""
-    return "\0".join((vm.name, str(vm.user_id), str(deployment), what))
+def _content(vm: VmDocument, what: str, deployment: int | None = None) -> str:
+    """Tell one deployment of a VM (the last by default) from others, and from another VM of its number."""
+    if deployment is None and vm.history:
+        deployment = vm.history[-1].seq
+    return "\0".join((vm.name, str(vm.user_id), "" if deployment is None else str(deployment), what))
+
+
+def _earlier(vm: VmDocument, what: str) -> list[str]:
+    """List what the same disk's contents were called in earlier deployments of the VM."""
+    return [_content(vm, what, record.seq) for record in vm.history[:-1]]
 
 
 def _make_larger(
@@ -122,6 +140,7 @@ def _make_larger(
 ) -> Connection:
     """Make a disk that is larger than its image: expand the copy, or, if the box cannot, copy by the host."""
     assert new.source is not None
+    leftovers.take_off_incomplete(site, settings, array, new.name, host)
     made = volumes.make(site, array, new, content=content)
     try:
         array.resize(new.name, size)
@@ -150,7 +169,7 @@ def mv(request: Move, site: Site) -> str:
     settings = site.settings(datastore)
     array = site.array(settings)
     vm = site.opennebula.vm(request.vm_id)
-    name = _existing_name(site, array, disk_volume(vm, _disk(vm, target)))
+    name = existing_name(site, array, disk_volume(vm, disk_of(vm, target)))
     with site.volume(array, name):
         if source.host == target.host and not site.is_frontend(source.host):
             _bring(site, settings, array, name, target, request.vm_id)
@@ -171,37 +190,45 @@ def mvds(request: MoveToDatastore, site: Site) -> str:
     name = volume_of_source(request.source)
     with site.volume(array, name):
         _take(site, settings, array, name, request.disk)
+        end_chain(site, settings, array, name)
     return ""
 
 
 def cpds(request: CopyToDatastore, site: Site) -> str:
     """Save a disk as an image, whose empty volume mkfs has made."""
-    if request.snapshot_id is not None:
-        raise NotSupportedError(
-            "Saving a disk snapshot as an image is not supported yet.", "Save the disk itself."
-        )
     vm = site.opennebula.vm(request.vm_id)
-    disk = _disk(vm, request.disk)
+    disk = disk_of(vm, request.disk)
     settings = site.settings(site.opennebula.datastore(request.datastore_id))
     array = site.array(settings)
-    source = _existing_name(site, array, disk_volume(vm, disk))
+    source = existing_name(site, array, disk_volume(vm, disk))
+    if request.snapshot_id is not None:
+        source = snapshot_volume(source, request.snapshot_id)
     target = volume_of_source(request.source)
     with site.volume(array, target):
         try:
             array.copy(source, target)
         except ConflictError as err:
             log.info("%s; the host copies instead", err.message)
-            _copy_by_host(site, settings, array, source, target, request.disk.host)
+            is_attached = request.snapshot_id is None and not site.is_frontend(request.disk.host)
+            _copy_by_host(site, settings, array, source, target, request.disk.host, is_attached=is_attached)
     return ""
 
 
-def _copy_by_host(site: Site, settings: Settings, array: Array, source: str, target: str, host: str) -> None:
+def _copy_by_host(
+    site: Site,
+    settings: Settings,
+    array: Array,
+    source: str,
+    target: str,
+    host: str,
+    *,
+    is_attached: bool,
+) -> None:
     volume, there = array.find(source, target)
     if volume is None or there is None:
         raise NotFoundError(f"Volume {source if volume is None else target} is not on {array.name}.")
     place = site.bridges(settings, 0)[0] if site.is_frontend(host) else host
-    wwid = None if site.is_frontend(host) else volume.wwid
-    origin = Origin(array, settings, source, wwid)
+    origin = Origin(array, settings, source, volume.wwid if is_attached else None)
     # The image may have held something before, so that zeros are written as well.
     copy_onto(origin, site, settings, array, array.map(target, place), place, is_zero=False)
 
@@ -233,7 +260,7 @@ def delete(request: Delete, site: Site) -> str:
         is_ours = wanted.is_own and _was_made_for(site, array, name, found.wwid, path)
         _take(site, settings, array, name, path, wwid=found.wwid)
         if is_ours:
-            volumes.delete(site, settings, array, name)
+            delete_with_snapshots(site, settings, array, name)
         elif wanted.is_own:
             log.warning("%s on %s is left alone: it is not known to be ours", name, array.name)
     return ""
@@ -245,12 +272,13 @@ def _delete_known(site: Site, settings: Settings, array: Array, name: str, disk:
         entry = site.ledger.find(array.name, name)
         if entry is None or entry.wwid is None:
             return False
+        migration.settle(site, settings, array, name, disk)
         if site.is_frontend(disk.host):
             _remove_file(site, disk)
-            volumes.delete(site, settings, array, name, wwid=entry.wwid)
+            delete_with_snapshots(site, settings, array, name, wwid=entry.wwid)
         else:
             volumes.let_go(site, settings, array, name, entry.wwid, disk.host, link=disk.path)
-            volumes.delete(site, settings, array, name, host=disk.host, wwid=entry.wwid)
+            delete_with_snapshots(site, settings, array, name, host=disk.host, wwid=entry.wwid)
     return True
 
 
@@ -282,6 +310,7 @@ def _make_volatile(
     with site.volume(array, name), _removed_on_failure(site, settings, array, name, disk):
         vm = site.opennebula.vm(vm_id)
         content = _content(vm, f"{kind} {size_mib}")
+        leftovers.drop_earlier(site, settings, array, name, disk, _earlier(vm, f"{kind} {size_mib}"))
         made = volumes.make(site, array, NewVolume(name, size_mib * MIB), host=disk.host, content=content)
         assert made.connection is not None
         what = "" if made.is_complete else _filesystem(vm, disk, kind)
@@ -309,7 +338,7 @@ def context(request: Context, site: Site) -> str:
         raise ConfigurationError(
             f"The front-end has none of {', '.join(_ISO_TOOLS)}.", "Install genisoimage or xorriso."
         )
-    with tempfile.TemporaryDirectory(prefix="sanstone-context-") as folder:
+    with scratch_folder(Path(tempfile.gettempdir())) as folder:
         contents = Path(folder, "contents")
         contents.mkdir()
         for file in request.files:
@@ -347,6 +376,8 @@ def monitor(request: MonitorSystem, site: Site) -> str:
 
 def _bring(site: Site, settings: Settings, array: Array, name: str, disk: DiskPath, vm_id: int) -> None:
     """Map a volume to the disk's host and attach it; only a CD-ROM may be on several hosts."""
+    migration.settle(site, settings, array, name, disk)
+    site.ledger.locks.note(array.name, name, Place(disk.host, disk.path))
     try:
         connection = _map(site, settings, array, name, disk, vm_id)
     except (ArrayError, BusyError, ConnectError, DeadlineError):
@@ -359,9 +390,11 @@ def _map(site: Site, settings: Settings, array: Array, name: str, disk: DiskPath
     try:
         return array.map(name, disk.host)
     except ConflictError:
-        if _disk(site.opennebula.vm(vm_id), disk).is_cdrom:
+        if disk_of(site.opennebula.vm(vm_id), disk).is_cdrom:
             return array.map(name, disk.host, is_shared=True)
-        if volumes.end_visit(site, settings, array, name):
+        if volumes.end_visit(site, settings, array, name) or leftovers.take_off_forgotten(
+            site, settings, array, name, disk.host
+        ):
             return array.map(name, disk.host)
         raise
 
@@ -376,6 +409,7 @@ def _attach(
     filesystem: str = "",
 ) -> None:
     """Attach and link; when the host cannot, it lets go of what it has, and then the array."""
+    site.ledger.locks.note(array.name, connection.volume, Place(disk.host, disk.path))
     host = site.host(disk.host)
     bring = volumes.attach_operation(site, settings, connection, disk.host, disk.path)
     work = [MakeFilesystem(connection.wwid, filesystem)] if filesystem else []
@@ -430,6 +464,7 @@ def _take(
     site: Site, settings: Settings, array: Array, name: str, disk: DiskPath, *, wwid: str | None = None
 ) -> None:
     """Detach a disk from its host and unmap it; a volume that another VM uses there too stays."""
+    migration.settle(site, settings, array, name, disk)
     if wwid is None:
         entry = site.ledger.find(array.name, name)
         wwid = entry.wwid if entry else None
@@ -442,39 +477,13 @@ def _take(
     if site.is_frontend(disk.host):
         _remove_file(site, disk)
         return
-    if _is_used_by_others(site, name, wwid, disk):
+    if is_used_by_others(site, name, wwid, disk):
         log.info("%s stays on %s, where other disks are it as well", name, disk.host)
         (state,) = site.host(disk.host).run([ReadLink(disk.path)], deadline=_FILE_SECONDS)
         if isinstance(state, LinkState) and state.target is not None:
             _remove_file(site, disk)
         return
     volumes.detach(site, settings, array, name, wwid, disk.host, link=disk.path)
-
-
-def _is_used_by_others(site: Site, name: str, wwid: str, disk: DiskPath) -> bool:
-    """Tell whether another disk on that host is the same image, as with a CD-ROM.
-
-    The links there tell: a VM that has left has none any more, whatever OpenNebula still lists.
-    """
-    what = read_name(name)
-    if what is None or what.image is None or what.vm is not None:
-        return False
-    datastores = PurePosixPath(disk.directory).parent.parent
-    others = []
-    for vm_id in site.opennebula.image(what.image).vm_ids:
-        vm = site.opennebula.vm(vm_id)
-        if vm.host != disk.host or vm.system_datastore_id is None:
-            continue
-        place = datastores / str(vm.system_datastore_id) / str(vm.id)
-        others += [str(place / f"disk.{each.id}") for each in vm.disks if each.image_id == what.image]
-    questions = [ReadLink(path) for path in dict.fromkeys(others) if path != disk.path]
-    if not questions:
-        return False
-    try:
-        links = site.host(disk.host).run(questions, deadline=_FILE_SECONDS)
-    except ConnectError:
-        return False  # out of reach, so that all of its disks are lost to it
-    return any(isinstance(link, LinkState) and link.wwid == wwid for link in links)
 
 
 def _linked_volume(site: Site, array: Array, path: DiskPath) -> DiskVolume:
@@ -495,27 +504,6 @@ def _was_made_for(site: Site, array: Array, name: str, wwid: str, disk: DiskPath
         return entry.covers(wwid)
     (state,) = site.host(disk.host).run([ReadLink(disk.path)], deadline=_FILE_SECONDS)
     return isinstance(state, LinkState) and state.wwid == wwid
-
-
-def _existing_name(site: Site, array: Array, wanted: DiskVolume) -> str:
-    """Find under which of its possible names a disk's volume is there."""
-    if len(wanted.names) == 1:
-        return wanted.name
-    if site.ledger.find(array.name, wanted.name) is not None:
-        return wanted.name
-    found = wanted.find(array)
-    if found is None:
-        raise NotFoundError(
-            f"No volume {' or '.join(wanted.names)} is on {array.name}.", "Was it deleted by hand?"
-        )
-    return found.name
-
-
-def _disk(vm: VmDocument, path: DiskPath) -> Disk:
-    disk = vm.disk(path.disk_id) if path.disk_id is not None else None
-    if disk is None:
-        raise NotFoundError(f"VM {vm.id} has no disk {path.disk_id}.", "Run the action again.")
-    return disk
 
 
 def _move_file(site: Site, source: DiskPath, target: DiskPath) -> str:

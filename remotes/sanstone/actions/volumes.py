@@ -19,6 +19,7 @@ from sanstone.model import Connection, Volume
 from sanstone.names import read_name
 from sanstone.settings import Settings
 from sanstone.store.ledger import Entry
+from sanstone.store.locks import Place
 
 __all__ = [
     "Made",
@@ -26,6 +27,7 @@ __all__ = [
     "OnHost",
     "attached",
     "complete",
+    "content_mark",
     "delete",
     "detach",
     "end_visit",
@@ -59,17 +61,29 @@ class Made:
     is_new: bool = False
 
 
-def make(site: Site, array: Array, new: NewVolume, *, host: str | None = None, content: str = "") -> Made:
+def make(
+    site: Site,
+    array: Array,
+    new: NewVolume,
+    *,
+    host: str | None = None,
+    content: str = "",
+    is_of_now: bool = False,
+) -> Made:
     """Make a volume (mapped to ``host`` if given), written down in the ledger as ours.
 
-    ``content`` says what it is for: a volume that is complete is used again only for the same.
+    ``content`` says what it is for: a volume that is complete is used again only for the same. ``is_of_now``:
+    it shall hold what the source has at this moment, so that what an earlier run made is not used again.
 
     Raises: NotOursError when somebody else's volume bears the name, or one of ours with other contents.
     """
-    content = hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:32] if content else ""
+    if host is not None:
+        site.ledger.locks.note(array.name, new.name, Place(host))
+    content = content_mark(content)
     entry = site.ledger.find(array.name, new.name)
-    if entry is not None and entry.is_doomed:
-        # It only waits to be deleted: nothing of it may be used again.
+    is_earlier = entry is not None and is_of_now and entry.content == content
+    if entry is not None and (entry.is_doomed or (is_earlier and _is_sure(entry))):
+        # Nothing of it may be used again.
         if not array.delete(new.name, wait=0.0, wwid=entry.wwid):
             log.warning("%s on %s is another volume by now", new.name, array.name)
         site.ledger.forget(array.name, new.name)
@@ -90,7 +104,7 @@ def make(site: Site, array: Array, new: NewVolume, *, host: str | None = None, c
         nonlocal entry, is_new
         if found is None:
             entry, is_new = site.ledger.begin(array.name, new.name, content), True
-        elif entry is None or not entry.covers(found.wwid) or _is_another(entry, new, found):
+        elif entry is None or not entry.covers(found.wwid) or _is_another(array, entry, new, found):
             raise NotOursError(
                 f"{array.name} has a volume {new.name} already that this front-end did not make.",
                 "Rename it there, or delete it if nobody needs it, then run the action again.",
@@ -110,9 +124,20 @@ def make(site: Site, array: Array, new: NewVolume, *, host: str | None = None, c
     return Made(placement.volume, placement.connection, is_complete=False, is_new=is_new)
 
 
-def _is_another(entry: Entry, new: NewVolume, found: Volume) -> bool:
+def content_mark(content: str) -> str:
+    """Spell contents as the ledger has them."""
+    return hashlib.sha256(content.encode("utf-8", "backslashreplace")).hexdigest()[:32] if content else ""
+
+
+def _is_sure(entry: Entry) -> bool:
+    """Tell whether a volume of the entry's name is surely ours, as far as the entry alone can tell."""
+    return entry.wwid is not None or time.time() - entry.at <= _SURE
+
+
+def _is_another(array: Array, entry: Entry, new: NewVolume, found: Volume) -> bool:
     """Tell whether what bears the name cannot be what was begun, of which no WWID is known."""
-    return entry.wwid is None and new.source is None and found.size != new.size
+    has_size = new.size <= found.size < new.size + array.abilities.size_step
+    return entry.wwid is None and new.source is None and not has_size
 
 
 def _forget_if_absent(site: Site, array: Array, name: str) -> None:
@@ -152,8 +177,9 @@ def certify(connection: Connection, host: str, result: Attached) -> None:
     )  # fmt: skip
     if device.is_degraded:
         log.warning(
-            "%s has %d of %d paths on %s: see its iSCSI sessions and the array's ports",
+            "%s has %d of %d paths on %s%s: see its iSCSI sessions and the array's ports",
             connection.volume, len(device.paths), device.expected_paths, host,
+            "".join(f", {warning}" for warning in result.warnings),
         )  # fmt: skip
 
 
@@ -173,6 +199,7 @@ def let_go(
     site: Site, settings: Settings, array: Array, name: str, wwid: str, host: str, *, link: str | None = None
 ) -> None:
     """Take the device of a volume off a host, which shall lose the mapping next, reached or not."""
+    site.ledger.locks.note(array.name, name, Place(host, link))
     operation = detach_operation(array, wwid, link)
     try:
         results = site.host(host).run([operation], deadline=settings.seconds("ATTACH_TIMEOUT"))
@@ -193,6 +220,7 @@ def attached(
     At the end, whatever happened, the host lets go of it first and only then the array; what cannot be
     undone then is said loudly and does not hide the failure that came before.
     """
+    site.ledger.locks.note(array.name, connection.volume, Place(host))
     on_host = OnHost(site, settings, array, connection, host)
     try:
         yield on_host
@@ -303,7 +331,7 @@ def sweep(site: Site, settings: Settings, array: Array) -> None:
     """Delete what could not be deleted before, and what killed actions left of images.
 
     An image's SOURCE is told to OpenNebula when its volume is complete, and before that nothing can use it.
-    What was made for a VM is left to the deletion of that VM.
+    So it is with a disk snapshot. What else was made for a VM is left to the deletion of that VM.
     """
     for entry in site.ledger.doomed(array.name):
         with _said(entry.name), site.volume(array, entry.name, seconds=0.0):
@@ -312,7 +340,7 @@ def sweep(site: Site, settings: Settings, array: Array) -> None:
             site.ledger.forget(array.name, entry.name)
     for entry in site.ledger.begun(array.name):
         what = read_name(entry.name)
-        if what is not None and what.vm is None:
+        if what is not None and (what.vm is None or what.snapshot is not None):
             with _said(entry.name), site.volume(array, entry.name, seconds=0.0):
                 _remove_abandoned(site, settings, array, entry.name)
     for name in site.ledger.visits(array.name):
@@ -334,7 +362,7 @@ def _remove_abandoned(site: Site, settings: Settings, array: Array, name: str) -
     if entry is None or entry.is_ready:
         return
     (volume,) = array.find(name)
-    if volume is not None and entry.wwid is None and time.time() - entry.at > _SURE:
+    if volume is not None and not _is_sure(entry):
         log.warning("%s on %s may be ours or not: delete it if nobody needs it", name, array.name)
         return
     if volume is not None and entry.covers(volume.wwid):

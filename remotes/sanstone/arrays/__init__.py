@@ -34,4 +34,10 @@ def open_array(
         from sanstone.arrays.v7000 import V7000
 
         return V7000(settings, state=state)
-    raise NotSupportedError(f"There is no storage driver {driver!r}.", "DS_MAD and TM_MAD take: v7000.")
+    if driver == "iscsi":
+        from sanstone.arrays.iscsi import ISCSI
+
+        return ISCSI(settings, initiators=initiators)
+    raise NotSupportedError(
+        f"There is no storage driver {driver!r}.", "DS_MAD and TM_MAD take: v7000, iscsi."
+    )

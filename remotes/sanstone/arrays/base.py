@@ -31,7 +31,9 @@ class Abilities:
     """What a system can do beyond the interface: the actions and the wizard ask before they offer it.
 
     ``target_per_volume``: each volume has an iSCSI target of its own, so that a host logs out with it.
-    ``tells_changes``: ``changes`` knows where two snapshots of a volume differ.
+    ``tells_changes``: ``changes`` knows where two snapshots of a volume differ. ``links_clones``: a clone
+    made for a VM shall depend on its image. ``zeroes_new_volumes``: a thin one reads as zeros where nothing
+    was written. ``size_step``: sizes are rounded up, to multiples of at most so many bytes.
     """
 
     clones_within: bool = True
@@ -39,6 +41,8 @@ class Abilities:
     zeroes_new_volumes: bool = True
     target_per_volume: bool = False
     tells_changes: bool = False
+    links_clones: bool = True
+    size_step: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,12 @@ class Array(Protocol):
         Raises: ConfigurationError for a pool, I/O group or the like that is not there.
         """
 
+    def needed(self, *, size: int, data: int) -> int:
+        """Tell how many bytes must be free for a new volume of ``size`` into which ``data`` are written.
+
+        oned does not check oneadmin's images (seen in image-create-oversize-as-oneadmin).
+        """
+
     def find(self, *names: str) -> tuple[Volume | None, ...]:
         """Look volumes up by name, all in one question."""
 
@@ -143,10 +153,13 @@ class Array(Protocol):
         Raises: ConflictError while mapped or while snapshots depend on it, BusyError after ``wait``.
         """
 
-    def resize(self, name: str, size: int) -> None:
+    def resize(self, name: str, size: int, *, wait: float = 0.0) -> None:
         """Let the volume have at least ``size`` bytes.
 
-        Raises: CapacityError, ConflictError when the system cannot expand it in its present state.
+        ``wait``: seconds that copies which stand in the way may take to be completed.
+
+        Raises: CapacityError, ConflictError when the system cannot expand it in its present state, BusyError
+        after ``wait``.
         """
 
     def map(self, name: str, host: str, *, is_shared: bool = False) -> Connection:

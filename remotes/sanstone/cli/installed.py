@@ -26,8 +26,8 @@ def sanstone_conf(driver: str | None = None) -> str:
         "#",
         *_comment(
             "Everything here is optional. What stands behind # is the default; nothing, where there is "
-            'none. A section for one system, [v7000 "its MGMT"], goes before the driver\'s section, and that '
-            "before [sanstone]; the template of a datastore goes before this file."
+            'none. A section for one system, [v7000 "its MGMT"] or [iscsi "its HOST"], goes before the driver\'s '
+            "section, and that before [sanstone]; the template of a datastore goes before this file."
         ),
         *_comment(
             "If a password is in it: chown root:oneadmin, chmod 640. "
@@ -40,8 +40,9 @@ def sanstone_conf(driver: str | None = None) -> str:
     for name in (driver,) if driver and driver != COMMON else DRIVERS:
         own = [each for each in table(name).attributes if Scope.DRIVER in each.scopes]
         lines += ["", f"[{name}]", *_entries(own), "", f'#[{name} "{name}-a.example.com"]']
-        lines += _comment("What differs for one system, such as its user:")
-        lines += ["#MGMT_USER = opennebula"]
+        what, line = table(name).box_sample
+        lines += _comment(f"What differs for one system, such as its {what}:")
+        lines += [f"#{line}"]
     return "\n".join(lines) + "\n"
 
 
@@ -103,7 +104,14 @@ def oned_conf(driver: str) -> str:
         "# ]",
         "#",
         *_comment(
-            "2. Append the rest as it is. 6.10 takes no notice of the attributes that it does not know."
+            f"2. Add kvm-{driver} to LIVE_DISK_SNAPSHOTS in /etc/one/vmm_exec/vmm_execrc, so that snapshots "
+            "can be taken of the disks of running VMs:"
+        ),
+        "#",
+        f'# LIVE_DISK_SNAPSHOTS="kvm-qcow2 kvm-ceph kvm-{driver}"',
+        "#",
+        *_comment(
+            "3. Append the rest as it is. 6.10 takes no notice of the attributes that it does not know."
         ),
         "",
         *_stanza("TM_MAD_CONF", {"NAME": driver, **part.tm_conf}),

@@ -26,7 +26,8 @@ The last place in this list that names an attribute has the last word:
 1. its default;
 2. `{DEFAULT_PATH}` (or the file that the environment variable `SANSTONE_CONF` names): section
    `[sanstone]`, then the driver's section, such as `[{_DRIVER}]`, then the section of one system, such as
-   `[{_DRIVER} "{_DRIVER}-a.example.com"]`, whose name is the value of MGMT;
+   `[{_DRIVER} "{_DRIVER}-a.example.com"]`, whose name is the value of MGMT (of HOST
+   for `iscsi`);
 3. the template of the datastore (`onedatastore update`);
 4. the template of the image (`oneimage update`), for the attributes that say so.
 

@@ -16,14 +16,23 @@ from sanstone.hosts.ops import (
     CopyVolume,
     Detach,
     Detached,
+    Digest,
     DiskUsage,
+    FileDigest,
     Filesystem,
+    Grow,
+    Grown,
+    HeldStill,
+    HoldStill,
     LinkState,
     Operation,
+    Outcomes,
     PutFile,
     ReadInitiator,
     ReadLink,
     Result,
+    SaveDisk,
+    Together,
 )
 from sanstone.model import Device, Initiator, Path
 from sanstone.transport.program import RemoteProgram
@@ -79,19 +88,43 @@ class Host:
             return []
         if upload is None and any(isinstance(op, PutFile) and op.size for op in operations):
             raise RequestError(f"There is nothing to put into a file on {self.name}.")
-        requests = [{"op": type(op).__name__, **asdict(op)} for op in operations]
+        requests = [_request(op) for op in operations]
         results = self._program.run(requests, deadline=deadline, upload=upload, progress=progress)
-        return [_parse(op, result) for op, result in zip(operations, results, strict=True)]
+        return [self._parse(op, result) for op, result in zip(operations, results, strict=True)]
+
+    def _parse(self, operation: Operation, result: Any) -> Result:
+        if not isinstance(operation, Together):
+            return _parse(operation, result)
+        return Outcomes(
+            tuple(
+                self._program.error(outcome["error"])
+                if "error" in outcome
+                else self._parse(each, outcome["result"])
+                for each, outcome in zip(operation.operations, result["outcomes"], strict=True)
+            )
+        )
+
+
+def _request(operation: Operation) -> dict[str, Any]:
+    """Spell an operation as its program reads it."""
+    fields = (
+        {"operations": [_request(each) for each in operation.operations]}
+        if isinstance(operation, Together)
+        else asdict(operation)
+    )
+    return {"op": type(operation).__name__, **fields}
 
 
 def _parse(operation: Operation, result: Any) -> Result:
     """Make the operation's result out of JSON."""
     if isinstance(operation, Attach):
-        paths = tuple(Path(**path) for path in result.pop("paths"))
-        return Attached(Device(paths=paths, **result))
+        warnings = tuple(result.pop("warnings"))
+        return Attached(_device(result), warnings)
+    if isinstance(operation, Grow):
+        return Grown(_device(result["device"]), tuple(result["warnings"]))
     if isinstance(operation, Detach):
         return Detached(result["was_attached"], tuple(result["warnings"]))
-    if isinstance(operation, (Convert, CopyVolume)):
+    if isinstance(operation, (Convert, CopyVolume, SaveDisk)):
         return Copied(**result)
     if isinstance(operation, ReadInitiator):
         return Initiator(**result)
@@ -99,4 +132,12 @@ def _parse(operation: Operation, result: Any) -> Result:
         return LinkState(**result)
     if isinstance(operation, DiskUsage):
         return Filesystem(**result)
+    if isinstance(operation, HoldStill):
+        return HeldStill(**result)
+    if isinstance(operation, FileDigest):
+        return Digest(**result)
     return None
+
+
+def _device(fields: dict[str, Any]) -> Device:
+    return Device(**{**fields, "paths": tuple(Path(**path) for path in fields["paths"])})

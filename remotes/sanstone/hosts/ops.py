@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sanstone.errors import SanstoneError
 from sanstone.model import Connection, Device, Initiator
 
 __all__ = [
@@ -19,19 +20,32 @@ __all__ = [
     "CopyVolume",
     "Detach",
     "Detached",
+    "Digest",
     "DiskUsage",
+    "FileDigest",
     "Filesystem",
+    "Grow",
+    "GrowFile",
+    "Grown",
+    "HeldStill",
+    "HoldStill",
     "Link",
     "LinkState",
     "MakeFilesystem",
     "MakeImageFile",
     "MovePath",
     "Operation",
+    "Outcomes",
+    "Part",
     "PutFile",
     "ReadInitiator",
     "ReadLink",
+    "RemoveBackup",
     "RemovePath",
     "Result",
+    "SaveDisk",
+    "Thaw",
+    "Together",
 ]
 
 
@@ -49,7 +63,10 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
+    """``warnings`` name each missing path and the reason."""
+
     device: Device
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +203,119 @@ class Filesystem:
     free: int
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``length`` bytes of a volume from ``offset``."""
+
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaveDisk:
+    """Write the attached volume ``wwid``, or else the disk image file ``source``, to the QCOW2 file ``path``.
+
+    ``is_increment``: write what has changed, zeros too, without a backing file: in ``extents`` if given, else
+    where the attached volume ``base_wwid`` differs, else everything.
+    """
+
+    path: str
+    wwid: str | None = None
+    source: str | None = None
+    format: str | None = None
+    is_increment: bool = False
+    base_wwid: str | None = None
+    extents: tuple[Part, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HoldStill:
+    """Let a guest hold still (``how``: AGENT freezes its file systems, SUSPEND stops it) for a while.
+
+    It goes on as soon as the upload ends, when nobody listens any more, or after ``seconds``.
+    """
+
+    domain: str
+    how: str
+    uri: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeldStill:
+    seconds: float
+    was_in_time: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """Let a guest go on that a killed HoldStill may have left. One that does not hold still is success."""
+
+    domain: str
+    how: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveBackup:
+    """Remove the directory ``VM/backup``, and what it is in if that is empty then. Absent is success."""
+
+    path: str
+    with_parent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    size: int
+    md5: str
+
+
+@dataclass(frozen=True, slots=True)
+class Grow:
+    """Let the attached device of ``connection`` have the size that the array has given the volume.
+
+    Nothing attached is an error: there is no device to grow.
+    """
+
+    connection: Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """The device with its new size; ``warnings`` tell of paths that had to be dropped."""
+
+    device: Device
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GrowFile:
+    """Let a disk image file have at least ``size`` bytes; one that a guest has open is grown if it is raw."""
+
+    path: str
+    size: int
+    format: str = "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Operations that are done at once; what becomes of one is nothing to the others."""
+
+    operations: tuple[Operation, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """The result of each operation, or its error, in their order."""
+
+    of_each: tuple[Result | SanstoneError, ...]
+
+
 Operation = (
     Attach
     | Detach
@@ -200,5 +330,25 @@ Operation = (
     | RemovePath
     | MovePath
     | DiskUsage
+    | SaveDisk
+    | HoldStill
+    | Thaw
+    | RemoveBackup
+    | FileDigest
+    | Grow
+    | GrowFile
+    | Together
 )
-Result = Attached | Detached | Copied | LinkState | Filesystem | Initiator | None
+Result = (
+    Attached
+    | Detached
+    | Copied
+    | LinkState
+    | Filesystem
+    | Initiator
+    | HeldStill
+    | Digest
+    | Grown
+    | Outcomes
+    | None
+)

@@ -30,6 +30,7 @@ __all__ = [
     "datablock_source",
     "failure",
     "image_source",
+    "import_info",
     "log_line",
     "monitor",
     "size_in_mib",
@@ -138,6 +139,27 @@ def monitor(capacity: Capacity) -> str:
     """Form the answer of ``monitor`` from bytes; what is used is rounded up, what is free down."""
     used, total, free = -(-capacity.used // MIB), capacity.total // MIB, capacity.free // MIB
     return f"USED_MB={max(used, 0)}\nTOTAL_MB={max(total, 0)}\nFREE_MB={max(free, 0)}"
+
+
+def import_info(source: str, md5: str, size: int, format: str, removal: str) -> str:
+    """Form the answer of ``export``: where the file is, ``size`` in bytes as a disk, and how to remove it.
+
+    ``source`` and ``removal`` are split on blanks by those who use them (market_mad/remotes/http/import).
+
+    Raises: RequestError for a source that oned cannot take.
+    """
+    told = {
+        "IMPORT_SOURCE": datablock_source(source),
+        "MD5": md5,
+        "SIZE": size_in_mib(size),
+        "FORMAT": format,
+        "DISPOSE": "YES",
+        "DISPOSE_CMD": removal,
+    }
+    if any("]]>" in text for text in told.values()):
+        raise RequestError("What is exported cannot be told to oned.")
+    parts = "".join(f"<{key}><![CDATA[{text}]]></{key}>" for key, text in told.items())
+    return f"<IMPORT_INFO>{parts}</IMPORT_INFO>"
 
 
 def clean(text: str) -> str:

@@ -108,6 +108,10 @@ class OpenNebula:
         what = f"VM {vm_id}"
         return read_vm(self._document(what, self._text(what, "one.vm.info", vm_id, False)))
 
+    def xml(self, kind: str, number: int) -> str:
+        """Ask for the document of a ``datastore`` (as plain text), ``image`` or ``vm`` as oned writes it."""
+        return self._text(f"{kind} {number}", f"one.{kind}.info", number, kind == "datastore")
+
     def host(self, host: str | int) -> HostDocument:
         """Ask for a host by name or number."""
         if isinstance(host, int):

@@ -15,6 +15,7 @@ from sanstone.errors import RequestError
 from sanstone.opennebula.markup import MAX_DOCUMENT, Element
 
 __all__ = [
+    "BackupConfig",
     "DatastoreDocument",
     "Disk",
     "HistoryRecord",
@@ -148,6 +149,22 @@ class HistoryRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class BackupConfig:
+    """How a VM is backed up.
+
+    ``chain``: the image that holds the increments so far, ``last_increment`` the newest of them; both None
+    before a first one and after a reset. ``bridge``: the host that works on the files, empty for the VM's.
+    """
+
+    is_incremental: bool = False
+    fs_freeze: str = "NONE"
+    last_increment: int | None = None
+    chain: int | None = None
+    bridge: str = ""
+    is_interactive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class VmDocument:
     """A virtual machine. ``context_disk_id`` is None when it has no context."""
 
@@ -164,6 +181,7 @@ class VmDocument:
     context_disk_id: int | None
     history: tuple[HistoryRecord, ...]
     user_template: Mapping[str, str] = field(repr=False)
+    backup: BackupConfig = field(default_factory=BackupConfig)
 
     @property
     def host(self) -> str:
@@ -273,6 +291,7 @@ def read_vm(source: Element | str | bytes) -> VmDocument:
             _history(entry) for records in vm.all("HISTORY_RECORDS") for entry in records.all("HISTORY")
         ),
         user_template=_attributes(vm, "USER_TEMPLATE"),
+        backup=_backup(vm.child("BACKUPS")),
     )
 
 
@@ -362,6 +381,20 @@ def _disk(disk: Element, lcm_state: int, snapshots: Mapping[int | None, tuple[Sn
         is_detaching=is_moving and lcm_state in (_HOTPLUG, _HOTPLUG_EPILOG_POWEROFF),
         snapshots=snapshots.get(disk_id, ()),
         attributes=disk.attributes(),
+    )
+
+
+def _backup(backups: Element | None) -> BackupConfig:
+    config = backups.child("BACKUP_CONFIG") if backups else None
+    if config is None:
+        return BackupConfig()
+    return BackupConfig(
+        is_incremental=config.text("MODE").strip().upper() == "INCREMENT",
+        fs_freeze=config.text("FS_FREEZE").strip().upper() or "NONE",
+        last_increment=config.number("LAST_INCREMENT_ID"),
+        chain=config.number("INCREMENTAL_BACKUP_ID"),
+        bridge=config.text("LAST_BRIDGE").strip(),
+        is_interactive=config.flag("INTERACTIVE") is True,
     )
 
 

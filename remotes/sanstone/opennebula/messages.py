@@ -171,7 +171,9 @@ def _backup_cancel(call: Call) -> t.BackupCancel:
 # Transfer actions
 
 _F = TypeVar("_F", t.Clone, t.Ln)
-_P = TypeVar("_P", t.SnapshotCreate, t.SnapshotCreateLive, t.SnapshotDelete, t.SnapshotRevert)
+_P = TypeVar(
+    "_P", t.SnapshotCreate, t.SnapshotCreateLive, t.SnapshotDelete, t.SnapshotFlatten, t.SnapshotRevert
+)
 _M = TypeVar("_M", t.Premigrate, t.Postmigrate, t.Failmigrate)
 _B = TypeVar("_B", t.Prebackup, t.Postbackup)
 
@@ -269,7 +271,13 @@ def _migrate(kind: type[_M]) -> Callable[[Call], _M]:
         call.hold(ends["vm_id"], DiskPath(target, directory))
         vm = _same_vm(call, ends["vm_id"])
         return kind(
-            source_host=source, target_host=target, directory=directory, vm=vm, called_by=called_by, **ends
+            source_host=source,
+            target_host=target,
+            directory=directory,
+            vm=vm,
+            called_by=called_by,
+            document=call.stdin,
+            **ends,
         )
 
     return read
@@ -301,7 +309,9 @@ def _around_backup(call: Call) -> dict[str, Any]:
 def _around(kind: type[_B], is_live: bool) -> Callable[[Call], _B]:
     def read(call: Call) -> _B:
         fields = _around_backup(call)
-        return kind(**call.common(), is_live=is_live, vm=_same_vm(call, fields["vm_id"]), **fields)
+        document = call.stdin.decode("utf-8", "replace").strip()
+        vm = _same_vm(call, fields["vm_id"])
+        return kind(**call.common(), is_live=is_live, vm=vm, document=document, **fields)
 
     return read
 
@@ -369,6 +379,7 @@ _TM: dict[str, Callable[[Call], t.TransferRequest]] = {
     "snap_create": _snapshot(t.SnapshotCreate),
     "snap_create_live": _snapshot(t.SnapshotCreateLive),
     "snap_delete": _snapshot(t.SnapshotDelete),
+    "snap_flatten": _snapshot(t.SnapshotFlatten),
     "snap_revert": _snapshot(t.SnapshotRevert),
 }
 _KINDS: dict[str, Mapping[str, Callable[[Call], t.Request]]] = {"datastore": _DATASTORE, "tm": _TM}

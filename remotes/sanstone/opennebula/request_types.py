@@ -54,6 +54,7 @@ __all__ = [
     "SnapshotCreate",
     "SnapshotCreateLive",
     "SnapshotDelete",
+    "SnapshotFlatten",
     "SnapshotRevert",
     "Stat",
     "TransferRequest",
@@ -302,6 +303,12 @@ class SnapshotRevert(_OfSnapshot):
     __slots__ = ()
 
 
+class SnapshotFlatten(_OfSnapshot):
+    """Put a disk back to a snapshot and drop all its snapshots."""
+
+    __slots__ = ()
+
+
 class Resize(_OfSize):
     """Make a disk ``size_mib`` large."""
 
@@ -313,6 +320,7 @@ class _Migrate(_Transfer):
     """A live migration. ``directory`` is the VM's directory in the target system datastore.
 
     ``called_by`` names the system datastore's driver that passed the call on; None when oned called.
+    ``document`` is the VM as it came, for drivers to which the call is passed on.
     """
 
     source_host: str
@@ -320,6 +328,7 @@ class _Migrate(_Transfer):
     directory: str
     vm: VmDocument
     called_by: str | None
+    document: bytes = field(repr=False)
 
 
 class Premigrate(_Migrate):
@@ -342,13 +351,17 @@ class Failmigrate(_Migrate):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _AroundBackup(_OfDisk):
-    """``disk`` is the VM's directory. ``job_id``: the backup job, None for a backup asked for singly."""
+    """``disk`` is the VM's directory. ``job_id``: the backup job, None for a backup asked for singly.
+
+    ``document`` is ``vm`` as oned wrote it, which goes into the backup.
+    """
 
     disk_ids: tuple[int, ...]
     deploy_id: str
     job_id: int | None
     is_live: bool
     vm: VmDocument
+    document: str = field(repr=False)
 
 
 class Prebackup(_AroundBackup):
@@ -417,6 +430,7 @@ TransferRequest = (
     | SnapshotCreateLive
     | SnapshotDelete
     | SnapshotRevert
+    | SnapshotFlatten
     | Resize
     | Premigrate
     | Postmigrate

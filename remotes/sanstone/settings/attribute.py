@@ -88,7 +88,9 @@ class Table:
 
     ``problems`` and ``doubts`` look at attributes together; a doubt is a warning.
     ``unsupported`` maps an attribute and a value that is understood, but not done yet, to what is missing.
-    ``tm_conf`` and ``ds_conf`` are what goes into oned.conf beside NAME and REQUIRED_ATTRS.
+    ``tm_conf`` and ``ds_conf`` are what goes into oned.conf beside NAME and REQUIRED_ATTRS. ``box`` is the
+    attribute that says which system is meant: a section of the file is named after its value, and
+    ``box_sample`` is a line that may stand there, behind what it is about.
     """
 
     driver: str
@@ -99,3 +101,5 @@ class Table:
     unsupported: Mapping[tuple[str, str], str] = field(default_factory=dict)
     tm_conf: Mapping[str, str] = field(default_factory=dict)
     ds_conf: Mapping[str, str] = field(default_factory=dict)
+    box: str = "MGMT"
+    box_sample: tuple[str, str] = ("user", "MGMT_USER = opennebula")

@@ -15,6 +15,7 @@ from sanstone.settings.kinds import (
     HostName,
     Integer,
     Path,
+    Text,
     Words,
 )
 from sanstone.settings.problems import Problem
@@ -22,7 +23,7 @@ from sanstone.settings.problems import Problem
 if TYPE_CHECKING:
     from sanstone.settings.resolving import Settings
 
-__all__ = ["TABLE"]
+__all__ = ["BLOCK_DS_CONF", "BLOCK_TM_CONF", "TABLE"]
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
@@ -33,6 +34,7 @@ _SITE = (Scope.SANSTONE,)
 
 _HOST_GROUP = "Hosts"
 _IMPORT = "Import of images"
+_BACKUP = "Backups"
 _TIME = "Time limits"
 _SITE_GROUP = "Front-end"
 
@@ -98,6 +100,31 @@ _ATTRIBUTES = (
         group=_IMPORT,
     ),
     Attribute(
+        "BACKUP_COMPARE",
+        Flag(),
+        "Whether a host reads a disk's state and its earlier one to find what has changed, where the storage "
+        "system cannot tell. NO makes each increment hold the whole disk.",
+        "YES",
+        group=_BACKUP,
+    ),
+    Attribute(
+        "BACKUP_BASE_PATH",
+        Path(),
+        "Directory of the hosts where the files of a backup are kept until they are stored. OpenNebula's "
+        "backup drivers must have the same.",
+        scopes=_SITE,
+        note="what OpenNebula's etc/datastore/datastore.conf says, else the VM's directory",
+        group=_BACKUP,
+    ),
+    Attribute(
+        "LIBVIRT_URI",
+        Text(r"[a-z][a-z0-9+]*:[!-~]+", "a URI of libvirt, such as qemu:///system"),
+        "How virsh on a host reaches libvirt, to let a guest hold still.",
+        "qemu:///system",
+        scopes=(Scope.HOSTS,),
+        group=_BACKUP,
+    ),
+    Attribute(
         "CONNECT_TIMEOUT",
         Duration(1, 10 * MINUTE),
         "How long the storage system or a host may take to answer a connection.",
@@ -144,6 +171,14 @@ _ATTRIBUTES = (
         group=_TIME,
     ),
     Attribute(
+        "FREEZE_TIMEOUT",
+        Duration(1, 10 * MINUTE),
+        "How long a guest may hold still for a backup (FS_FREEZE) while the states of its disks are taken. "
+        "After that it goes on in any case, and the backup fails.",
+        "30",
+        group=_TIME,
+    ),
+    Attribute(
         "DELETE_WAIT",
         Duration(0, 7 * DAY),
         "How long the deletion of a volume waits for copies that still read from it. One of oned's 15 "
@@ -168,6 +203,14 @@ _ATTRIBUTES = (
         group=_SITE_GROUP,
     ),
     Attribute(
+        "REMOTES_DIR",
+        Path(),
+        "OpenNebula's remotes on the front-end, with its datastore drivers in datastore/.",
+        "/var/lib/one/remotes",
+        _SITE,
+        group=_SITE_GROUP,
+    ),
+    Attribute(
         "FRONTEND",
         HostName(),
         "The front-end's name as OpenNebula spells it (HOSTNAME in oned.conf).",
@@ -176,6 +219,29 @@ _ATTRIBUTES = (
         group=_SITE_GROUP,
     ),
 )
+
+
+BLOCK_TM_CONF = {
+    "LN_TARGET": "NONE",
+    "CLONE_TARGET": "SELF",
+    "SHARED": "YES",
+    "TM_MAD_SYSTEM": "ssh,shared",
+    "LN_TARGET_SSH": "NONE",
+    "CLONE_TARGET_SSH": "SELF",
+    "DISK_TYPE_SSH": "BLOCK",
+    "LN_TARGET_SHARED": "NONE",
+    "CLONE_TARGET_SHARED": "SELF",
+    "DISK_TYPE_SHARED": "BLOCK",
+    "DRIVER": "raw",
+    "ALLOW_ORPHANS": "YES",
+    "PERSISTENT_SNAPSHOTS": "YES",
+    "DS_MIGRATE": "YES",
+    "DS_LIVE_MIGRATE": "YES",
+    "DS_MIGRATE_SNAP": "YES",
+}
+"""What oned has to know of drivers whose disks are volumes on a block device."""
+
+BLOCK_DS_CONF = {"PERSISTENT_ONLY": "NO", "MARKETPLACE_ACTIONS": "export"}
 
 
 def _doubts(settings: Settings) -> list[Problem]:

@@ -199,8 +199,9 @@ def _places(
     yield _file_place(config, Scope.HOSTS, "hosts")
     if driver != COMMON:
         yield _file_place(config, Scope.DRIVER, driver)
-        in_file = config.entries(driver).get("MGMT", Entry("", 0)).text
-        address = _stripped(datastore.get("MGMT")) or in_file.strip()
+        box = table(driver).box
+        in_file = config.entries(driver).get(box, Entry("", 0)).text
+        address = _stripped(datastore.get(box)) or in_file.strip()
         if address:
             yield _file_place(config, Scope.BOX, driver, address)
     yield _template_place(Scope.DATASTORE, "datastore", datastore)

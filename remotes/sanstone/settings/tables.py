@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sanstone.errors import NotSupportedError
-from sanstone.settings import common, v7000
+from sanstone.settings import common, iscsi, v7000
 from sanstone.settings.attribute import COMMON, Attribute, Scope, Table
 
 __all__ = ["DRIVERS", "TABLES", "attributes", "names_in_section", "table"]
 
-TABLES: Mapping[str, Table] = {each.driver: each for each in (common.TABLE, v7000.TABLE)}
+TABLES: Mapping[str, Table] = {each.driver: each for each in (common.TABLE, v7000.TABLE, iscsi.TABLE)}
 DRIVERS = tuple(driver for driver in TABLES if driver != COMMON)
 
 

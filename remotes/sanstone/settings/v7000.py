@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sanstone.settings.attribute import FILE, VOLUME, Attribute, Scope, Table
+from sanstone.settings.common import BLOCK_DS_CONF, BLOCK_TM_CONF
 from sanstone.settings.kinds import Choice, Flag, HostName, Integer, Path, Percent, Text, Words
 from sanstone.settings.problems import Problem
 
@@ -296,22 +297,6 @@ TABLE = Table(
         ("REPLICATION", "1"): "Replication is not supported yet",
         ("FAILOVER", "1"): "Failover is not supported yet",
     },
-    tm_conf={
-        "LN_TARGET": "NONE",
-        "CLONE_TARGET": "SELF",
-        "SHARED": "YES",
-        "TM_MAD_SYSTEM": "ssh,shared",
-        "LN_TARGET_SSH": "NONE",
-        "CLONE_TARGET_SSH": "SELF",
-        "DISK_TYPE_SSH": "BLOCK",
-        "LN_TARGET_SHARED": "NONE",
-        "CLONE_TARGET_SHARED": "SELF",
-        "DISK_TYPE_SHARED": "BLOCK",
-        "DRIVER": "raw",
-        "ALLOW_ORPHANS": "YES",
-        "DS_MIGRATE": "YES",
-        "DS_LIVE_MIGRATE": "NO",
-        "DS_MIGRATE_SNAP": "NO",
-    },
-    ds_conf={"PERSISTENT_ONLY": "NO", "MARKETPLACE_ACTIONS": "export"},
+    tm_conf=BLOCK_TM_CONF,
+    ds_conf=BLOCK_DS_CONF,
 )

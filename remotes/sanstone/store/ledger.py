@@ -7,7 +7,6 @@ directory. An entry without a WWID says that the volume was about to be made whe
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -16,8 +15,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from sanstone.errors import BusyError, ConfigurationError, DeadlineError
-from sanstone.transport.waiting import Deadline, wait_until
+from sanstone.errors import ConfigurationError
+from sanstone.names import is_backup, is_snapshot_of
+from sanstone.store.locks import Locks, safe
 
 __all__ = ["Entry", "Ledger"]
 
@@ -48,6 +48,7 @@ class Ledger:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.locks = Locks(directory / "locks")
 
     def find(self, array: str, name: str) -> Entry | None:
         try:
@@ -84,9 +85,18 @@ class Ledger:
         """List the volumes of ``array`` that somebody is making, or that a killed action left incomplete."""
         return [entry for entry in self._entries(array) if not entry.is_ready]
 
-    def _entries(self, array: str) -> list[Entry]:
+    def snapshots(self, array: str, name: str) -> list[Entry]:
+        """List the snapshots of a volume that we made or were about to make."""
+        entries = self._entries(array, f"{safe(name)}-[sb]*")
+        return [entry for entry in entries if is_snapshot_of(name, entry.name)]
+
+    def backups(self, array: str) -> list[Entry]:
+        """List the states of volumes of ``array`` that backups have taken."""
+        return [entry for entry in self._entries(array, "*-b*") if is_backup(entry.name)]
+
+    def _entries(self, array: str, pattern: str = "*") -> list[Entry]:
         found = []
-        for path in sorted(self.directory.glob(f"volumes/{_safe(array)}.*.json")):
+        for path in sorted(self.directory.glob(f"volumes/{safe(array)}.{pattern}.json")):
             try:
                 entry = _read(path)
             except (OSError, ValueError, KeyError, TypeError):
@@ -121,7 +131,7 @@ class Ledger:
     def visits(self, array: str) -> list[str]:
         """List the volumes of ``array`` that are on a visit, or were left there."""
         found = []
-        for path in sorted(self.directory.glob(f"visits/{_safe(array)}.*.json")):
+        for path in sorted(self.directory.glob(f"visits/{safe(array)}.*.json")):
             with suppress(OSError, ValueError, KeyError, TypeError):
                 fields = json.loads(path.read_text())
                 if fields["array"] == array:
@@ -138,39 +148,8 @@ class Ledger:
 
         Raises: BusyError when another action held it for ``seconds``.
         """
-        path = self._folder("locks") / f"{_safe(array)}.{_safe(name)}"
-        try:
-            handle = wait_until(lambda: self._take(path), Deadline(seconds), f"Volume {name}", longest=0.2)
-        except DeadlineError as err:
-            raise BusyError(
-                f"Another action has been working on volume {name} for {seconds:.0f} s.",
-                "Wait for it to end, then run the action again.",
-            ) from err
-        try:
+        with self.locks.hold(array, name, seconds=seconds):
             yield
-        finally:
-            # Names come and go; a file for each of them would stay for ever.
-            with suppress(OSError):
-                path.unlink()
-            os.close(handle)
-
-    def _take(self, path: Path) -> int | None:
-        """Lock the file that bears the name now: its last holder may just have removed the one we opened."""
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as err:
-            raise self._unusable(err) from err
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), path.stat()):
-                return handle
-        except (BlockingIOError, FileNotFoundError):
-            pass
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
-        return None
 
     def _folder(self, kind: str) -> Path:
         folder = self.directory / kind
@@ -187,7 +166,7 @@ class Ledger:
         )
 
     def _path(self, array: str, name: str) -> Path:
-        return self.directory / "volumes" / f"{_safe(array)}.{_safe(name)}.json"
+        return self.directory / "volumes" / f"{safe(array)}.{safe(name)}.json"
 
     def _write(self, entry: Entry) -> Entry:
         self._put(self._folder("volumes") / self._path(entry.array, entry.name).name, asdict(entry))
@@ -228,7 +207,3 @@ def _read(path: Path) -> Entry:
         fields.get("content", ""),
         fields.get("at", 0.0),
     )
-
-
-def _safe(text: str) -> str:
-    return "".join(char if char.isalnum() or char in "-_" else f"%{ord(char):x}" for char in text)

@@ -153,7 +153,7 @@ class RemoteProgram:
         if answer.result is None:
             raise self._silence(completed, answer, operations)
         if "error" in answer.result:
-            raise self._error(answer.result["error"])
+            raise self.error(answer.result["error"])
         log.debug("%s: %d operations in %.3f s", self.name, len(operations), completed.seconds)
         results: list[Any] = answer.result["results"]
         return results
@@ -179,7 +179,8 @@ class RemoteProgram:
         program = bundle(self._package)
         return b"%d %d\n" % (len(program), len(request)) + program + request
 
-    def _error(self, error: dict[str, str]) -> SanstoneError:
+    def error(self, error: dict[str, str]) -> SanstoneError:
+        """Make an error of ours out of what the program says of one."""
         family = getattr(errors, error["family"], HostError)
         if not (isinstance(family, type) and issubclass(family, SanstoneError)):
             family = HostError

@@ -15,8 +15,9 @@ from pathlib import Path
 from sanstone.arrays.base import Abilities, Claim, Extent, NameTakenError, NewVolume, Placement
 from sanstone.arrays.v7000 import codes
 from sanstone.arrays.v7000.codes import RefusedError
+from sanstone.arrays.v7000.copies import MOST_MAPS, Copies
 from sanstone.arrays.v7000.facts import TARGET_QUESTIONS, read_targets
-from sanstone.arrays.v7000.flashcopy import FlashCopyMap, read_map, read_maps, removal, start
+from sanstone.arrays.v7000.flashcopy import FlashCopyMap, read_map, read_maps, removal
 from sanstone.arrays.v7000.mappings import Mappings
 from sanstone.arrays.v7000.reading import Found, read_volumes, volumes_where
 from sanstone.arrays.v7000.settling import rest, settle
@@ -42,18 +43,17 @@ __all__ = ["V7000"]
 
 log = logging.getLogger(__name__)
 
-_COPY_RATE = 50  # the box's own default
-
 
 class V7000:
     """One box with the settings of one datastore."""
-
-    abilities = Abilities()
 
     def __init__(self, settings: Settings, *, state: Path | None = None) -> None:
         """``state`` is the directory for session slots and remembered facts."""
         self.settings = settings
         self.name = settings.text("MGMT")
+        self.abilities = Abilities(
+            zeroes_new_volumes=settings.flag("THIN_PROVISION"), links_clones=settings.flag("SNAPSHOT")
+        )
         self._terminal = Terminal(
             SSHSession(_login(settings, state)),
             timeout=settings.seconds("COMMAND_TIMEOUT"),
@@ -61,6 +61,7 @@ class V7000:
         )
         self._facts = Facts(state / "facts" if state else None, self._terminal.session.login.name)
         self._mappings = Mappings(self._terminal, self._facts)
+        self._copies = Copies(self._terminal, self._facts, settings)
 
     @property
     def session(self) -> SSHSession:
@@ -87,6 +88,10 @@ class V7000:
         total = sum(int(row["capacity"]) for row in chosen)
         free = sum(int(row["free_capacity"]) for row in chosen)
         return Capacity(total, total - free, free)
+
+    def needed(self, *, size: int, data: int) -> int:
+        written = data if self.settings.flag("THIN_PROVISION") else size
+        return written * self.settings.integer("COPIES")
 
     def find(self, *names: str) -> tuple[Volume | None, ...]:
         found = self._look(*names)
@@ -152,6 +157,12 @@ class V7000:
             raise NotFoundError(
                 f"Volume {new.source} is not on {self.name}.", "Was it deleted there by hand?"
             )
+        if source is not None and not found and (source.maps or 0) >= MOST_MAPS:
+            raise ConflictError(
+                f"Volume {new.source} is in {source.maps} FlashCopy maps, and {self.name} lets a volume be "
+                f"the source of {MOST_MAPS} at most.",
+                "Delete snapshots or disks that were made from it first.",
+            )
         size = source.volume.size if source else new.size
         if not found:
             self._check_room(new.needs)
@@ -161,11 +172,11 @@ class V7000:
         if found and found.volume.size != size:
             self._delete(new.name, Deadline(0.0), wwid=found.volume.wwid)
             return None
-        steps = [*making, *(self._missing_copy(new, found) if source else [])]
+        steps = [*making, *(self._copies.missing(new, is_there=found is not None) if source else [])]
         if found:
             for step in steps:
                 self._terminal.change(step)
-            self._wait_for_start(new, None)
+            self._copies.wait_for_start(new, None)
             return Placement(found.volume, self.map(new.name, host) if host else None)
         if alias:
             steps.append(command("mkvdiskhostmap", "-host", alias, new.name))
@@ -176,36 +187,10 @@ class V7000:
         made = next(iter(read_volumes(volumes)), None)
         if made is None:
             return None
-        self._wait_for_start(new, read_maps(maps[0]) if maps else [])
+        self._copies.wait_for_start(new, read_maps(maps[0]) if maps else [])
         return Placement(
             made.volume, self._mappings.connection(new.name, host, [mappings, volumes]) if host else None
         )
-
-    def _wait_for_start(self, new: NewVolume, maps: Sequence[FlashCopyMap] | None) -> None:
-        """Wait until a copy has begun: before that its target is offline.
-
-        ``maps`` is what was read a moment ago, None for nothing.
-
-        Raises: BusyError.
-        """
-        if new.source is None:
-            return
-        deadline, interval = Deadline(self._terminal.timeout), 0.1
-        found = self._map_named(new.name) if maps is None else _of_target(maps, new.name)
-        while found is not None and found.is_starting:
-            if deadline.is_over:
-                raise BusyError(
-                    f"The copy from {new.source} to {new.name} has not begun after {deadline.seconds:.0f} s.",
-                    "See its FlashCopy map on the box, then run the action again.",
-                )
-            rest(self._terminal, min(interval, deadline.left))
-            interval = min(interval * 1.5, 5.0)
-            found = self._map_named(new.name)
-        if found is not None and (found.status == "stopped" or found.is_stopping):
-            raise BusyError(
-                f"The copy from {new.source} to {new.name} was stopped by {self.name}.",
-                "See its event log, then run the action again.",
-            )
 
     def _make(self, new: NewVolume, size: int) -> str:
         """Spell the command that makes the volume, for the kind of pool that it goes to."""
@@ -238,88 +223,18 @@ class V7000:
             "-copies", str(copies), "-syncrate", str(get.integer("SYNC_RATE")), "-cache", "readwrite",
         )  # fmt: skip
 
-    def _missing_copy(self, new: NewVolume, found: Found | None) -> list[str]:
-        """Work out what a FlashCopy from the source still lacks; the map bears the target's name."""
-        assert new.source is not None
-        existing = self._map_named(new.name) if found else None
-        steps = []
-        if existing is None:
-            rate = 0 if new.is_linked else self.settings.integer("COPYRATE")
-            steps.append(self._make_map(new.source, new.name, rate))
-        elif existing.source != new.source or existing.target != new.name:
-            raise ConflictError(
-                f"{self.name} has a FlashCopy map {new.name} from {existing.source} to {existing.target}.",
-                "It is not the one that this action needs: see what it is for, then remove or rename it.",
-            )
-        if existing is None or existing.has_not_begun:
-            steps.append(start(new.name, existing))
-        return steps
-
-    def _make_map(self, source: str, target: str, rate: int) -> str:
-        independent = [] if rate == 0 else ["-autodelete"]
-        return command(
-            "mkfcmap", "-source", source, "-target", target, "-name", target, "-copyrate", str(rate),
-            "-cleanrate", str(self.settings.integer("CLEANRATE")),
-            "-grainsize", self.settings.text("GRAINSIZE"), *independent,
-        )  # fmt: skip
-
     def copy(self, source: str, target: str) -> None:
-        settle(
-            self._terminal,
-            self._facts,
-            f"Volume {source} could not be copied to {target}",
-            lambda: self._copy(source, target),
-        )
+        self._copies.copy(source, target)
 
-    def _copy(self, source: str, target: str) -> bool:
-        *volumes, mappings, section = self._terminal.ask(
-            volumes_where(f"name={source}"),
-            volumes_where(f"name={target}"),
-            listing("lsvdiskhostmap", target),
-            listing("lsfcmap", target),
-        ).sections
-        origin, found = (next(iter(read_volumes(each)), None) for each in volumes)
-        for name, each in ((source, origin), (target, found)):
-            if each is None:
-                raise NotFoundError(f"Volume {name} is not on {self.name}.", "Was it deleted by hand?")
-        assert origin
-        assert found
-        if origin.volume.size != found.volume.size:
-            raise ConflictError(
-                f"{source} has {origin.volume.size} bytes and {target} {found.volume.size}: "
-                "the box copies between equal sizes only."
-            )
-        if rows(mappings):
-            raise ConflictError(f"{target} is in use: the box does not copy to it.")
-        steps = []
-        existing = read_map(section)
-        if existing is not None and (existing.source, existing.target) != (source, target):
-            raise ConflictError(
-                f"{self.name} has a FlashCopy map {target} from {existing.source} to {existing.target}."
-            )
-        if existing is not None and not existing.has_not_begun:
-            if existing.is_independent:
-                steps.append(command("rmfcmap", target))
-                existing = None
-            else:
-                return True
-        if existing is None:
-            # a saved disk outlives its VM, so that it may not depend on it
-            steps.append(self._make_map(source, target, self.settings.integer("COPYRATE") or _COPY_RATE))
-        steps.append(start(target, existing))
-        self._terminal.change(*steps)
-        self._wait_for_start(NewVolume(target, source=source), None)
-        return True
-
-    def resize(self, name: str, size: int) -> None:
+    def resize(self, name: str, size: int, *, wait: float = 0.0) -> None:
         settle(
             self._terminal,
             self._facts,
             f"Volume {name} could not be expanded",
-            lambda: self._resize(name, size),
+            lambda: self._resize(name, size, wait),
         )
 
-    def _resize(self, name: str, size: int) -> bool | None:
+    def _resize(self, name: str, size: int, wait: float) -> bool | None:
         (found,) = self._look(name)
         if found is None:
             raise NotFoundError(f"Volume {name} is not on {self.name}.", "Was it deleted by hand?")
@@ -331,10 +246,30 @@ class V7000:
         except RefusedError as refused:
             if refused.code in codes.NO_EXTENTS or refused.code == codes.FORMATTING:
                 raise
+            if refused.code == codes.EXPAND_IN_FLASHCOPY and wait:
+                self._free_of_maps(name, wait)
+                return None
             raise ConflictError(
                 f"{self.name} cannot expand {name} in its present state: {refused.code} {refused.text}"
             ) from refused
         return True
+
+    def _free_of_maps(self, name: str, wait: float) -> None:
+        """Let a volume be in no FlashCopy map: older code levels expand none that is.
+
+        Raises: ConflictError when snapshots depend on it, BusyError when copies take longer than ``wait``.
+        """
+        deadline = Deadline(wait)
+        maps = self._copies.of(name)
+        bound = [each.target for each in maps if each.source == name and each.is_for_ever]
+        if bound:
+            raise ConflictError(
+                f"Volume {name} cannot grow while {', '.join(bound)} depend on it: the code level of "
+                f"{self.name} expands no volume that is in a FlashCopy map ({codes.EXPAND_IN_FLASHCOPY}).",
+                "Delete the snapshots of the disk, then run the action again.",
+            )
+        for each in maps:
+            self._copies.finish(each, deadline.left)
 
     def delete(self, name: str, *, wait: float, host: str | None = None, wwid: str | None = None) -> bool:
         deadline = Deadline(wait)
@@ -382,7 +317,7 @@ class V7000:
                 "Detach it there first.",
             )
         known = None if is_thorough else self._known_maps(found, read_map(own))
-        maps = self._wait_for_readers(name, self._maps_of(name) if known is None else known, deadline)
+        maps = self._wait_for_readers(name, self._copies.of(name) if known is None else known, deadline)
         self._terminal.change(*(step for each in maps for step in removal(each)), command("rmvdisk", name))
         return True
 
@@ -393,12 +328,6 @@ class V7000:
         if found.maps == 0 and not is_own:
             return []
         return [own] if found.maps in (0, 1) and own is not None and is_own else None
-
-    def _maps_of(self, name: str) -> list[FlashCopyMap]:
-        """Ask for a volume's FlashCopy maps; what bears one of their names by now may be another one."""
-        (section,) = self._terminal.ask(listing("lsvdiskfcmappings", name)).sections
-        names = [row.get("name") or row.get("fc_name", "") for row in rows(section)]
-        return [each for each in self._maps(names) if name in (each.source, each.target)]
 
     def _wait_for_readers(
         self, name: str, maps: list[FlashCopyMap], deadline: Deadline
@@ -426,7 +355,7 @@ class V7000:
                 )
             rest(self._terminal, min(interval, deadline.left))
             interval = min(interval * 1.5, 5.0)
-            maps = self._maps_of(name)
+            maps = self._copies.of(name)
 
     # mappings
 
@@ -509,20 +438,6 @@ class V7000:
             next((each for each in read_volumes(section) if each.volume.name == name), None)
             for name, section in zip(names, answers, strict=True)
         )
-
-    def _map_named(self, name: str) -> FlashCopyMap | None:
-        (section,) = self._terminal.ask(listing("lsfcmap", name)).sections
-        return read_map(section)
-
-    def _maps(self, numbers: Sequence[str]) -> list[FlashCopyMap]:
-        if not numbers:
-            return []
-        sections = self._terminal.ask(*(listing("lsfcmap", number) for number in numbers)).sections
-        return [each for each in map(read_map, sections) if each is not None]
-
-
-def _of_target(maps: Sequence[FlashCopyMap], target: str) -> FlashCopyMap | None:
-    return next((each for each in maps if each.target == target), None)
 
 
 def _login(settings: Settings, state: Path | None) -> Login:

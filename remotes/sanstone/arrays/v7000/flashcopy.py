@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sanstone.arrays.v7000.terminal import Row, command, detail, rows
 
-__all__ = ["FlashCopyMap", "read_map", "read_maps", "removal", "start"]
+__all__ = ["FlashCopyMap", "finish", "read_map", "read_maps", "removal", "start"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,11 @@ class FlashCopyMap:
         return self.status == "stopping"
 
     @property
+    def is_for_ever(self) -> bool:
+        """A snapshot: the target will always need the source, for nothing is copied in the background."""
+        return self.copy_rate == 0 and self.reads_source and not self.is_stopping
+
+    @property
     def reads_source(self) -> bool:
         """The target still needs the source."""
         return self.status in ("preparing", "prepared", "copying", "suspended", "stopping") and not (
@@ -79,10 +84,24 @@ def _percent(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def start(name: str, existing: FlashCopyMap | None = None) -> str:
-    """Spell the command that starts a map, which must not be prepared a second time."""
+def start(name: str, existing: FlashCopyMap | None = None, *, is_restore: bool = False) -> str:
+    """Spell the command that starts a map, which must not be prepared a second time.
+
+    ``is_restore``: the target may be the source of other maps, such as the one by which the source was made.
+    """
     is_prepared = existing is not None and existing.status == "prepared"
-    return command("startfcmap", *([] if is_prepared else ["-prep"]), name)
+    options = [*([] if is_prepared else ["-prep"]), *(["-restore"] if is_restore else [])]
+    return command("startfcmap", *options, name)
+
+
+def finish(each: FlashCopyMap) -> list[str]:
+    """Spell the commands that remove a map whose target has all that it needs, or never had anything.
+
+    One that is still active then keeps what others read through its target: it is split off first.
+    """
+    if each.status in ("copying", "suspended"):
+        return [command("stopfcmap", "-split", each.name), command("rmfcmap", each.name)]
+    return removal(each)
 
 
 def removal(each: FlashCopyMap) -> list[str]:

@@ -26,7 +26,7 @@ Row = dict[str, str]
 
 _DELIMITER = "!"
 _PLAIN = re.compile(r"[A-Za-z0-9_.:%+=-]+")
-_QUOTED = re.compile(r"[A-Za-z0-9_.:%+= -]+")
+_QUOTED = re.compile(r"[A-Za-z0-9_.:%+=* -]+")
 _COMPLAINT = re.compile(r"CMMVC\d{4}[EW]\b")
 _PROBED = ("lsnode", "lsportip", "lsip")
 """Commands that not every family and firmware has."""

@@ -9,6 +9,10 @@ OPERATIONS = {
     "CopyVolume": ("copy", "copy_volume"),
     "Detach": ("detach", "detach"),
     "DiskUsage": ("files", "disk_usage"),
+    "FileDigest": ("backup", "digest"),
+    "Grow": ("grow", "grow"),
+    "GrowFile": ("grow", "grow_file"),
+    "HoldStill": ("backup", "hold_still"),
     "Link": ("files", "link"),
     "MakeFilesystem": ("copy", "make_filesystem"),
     "MakeImageFile": ("copy", "make_image_file"),
@@ -16,7 +20,11 @@ OPERATIONS = {
     "PutFile": ("files", "put_file"),
     "ReadInitiator": ("initiator", "read_initiator"),
     "ReadLink": ("files", "read_link"),
+    "RemoveBackup": ("backup", "remove_backup"),
     "RemovePath": ("files", "remove_path"),
+    "SaveDisk": ("backup", "save_disk"),
+    "Thaw": ("backup", "thaw"),
+    "Together": ("together", "together"),
 }
 """Operation: module, function. A module is loaded when it is needed."""
 

@@ -17,7 +17,7 @@ from sanstone.transport.remote.lock import hold
 from sanstone.transport.remote.run import Context, Deadline, Json, in_parallel, wait_until
 
 from . import files, iscsi, multipath, scsi, sysfs
-from .detach import who_holds
+from .detach import Targets, who_holds
 from .iscsi import Chap, Portal, Session
 from .sysfs import Disk, Map
 
@@ -105,7 +105,13 @@ def _bring(wanted: Wanted, may_log_in: bool, deadline: Deadline) -> Json:
     _check_sizes(wanted, paths, deadline)
     device, used = _device(wanted, paths, deadline)
     by_host = {session.host: session for session in sessions}
+    ways = {by_host[disk.host].portal for disk in used if disk.host in by_host}
     return {
+        "warnings": [
+            f"no path by {portal} ({portal.target}): {reasons.get(portal, 'its disk did not show up')}"
+            for portal in wanted.portals
+            if portal not in ways
+        ],
         "path": str(device),
         "wwid": wanted.wwid,
         "size": sysfs.size(used[0].name),
@@ -133,10 +139,14 @@ def _sessions(
     missing = [portal for portal in wanted.portals if portal not in known]
     reasons: dict[Portal, str] = {}
     if missing and may_log_in:
+        note = Targets(wanted.wwid)
+        is_new = note.add(wanted.targets)
         is_urgent = not any(session.is_live for session in found)
         reasons = iscsi.log_in(missing, deadline, is_urgent=is_urgent, proof=wanted.proof)
         if len(reasons) < len(missing):
             found = iscsi.sessions(wanted.targets)
+        elif is_new and not found:
+            note.forget()
     live = [session for session in found if session.is_live]
     for session in found:
         if not session.is_live:

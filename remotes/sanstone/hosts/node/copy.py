@@ -18,7 +18,17 @@ from sanstone.transport.remote.run import ROOT, Context, Json, run
 
 from . import files, sysfs
 
-__all__ = ["convert", "copy_volume", "make_filesystem", "make_image_file"]
+__all__ = [
+    "Percent",
+    "attached",
+    "cache",
+    "convert",
+    "copy_volume",
+    "inspect",
+    "make_filesystem",
+    "make_image_file",
+    "regular_file",
+]
 
 _FORMATS = {name: name for name in ("raw", "qcow2", "qcow", "vmdk", "vdi", "vhdx", "vpc", "qed")} | {
     "vhd": "vpc"
@@ -44,7 +54,7 @@ def convert(request: Json, context: Context) -> Json:
     than the volume, NotFoundError, HostError.
     """
     tool = _tool(request["tool"])
-    source = _regular_file(request["source"])
+    source = regular_file(request["source"])
     image = inspect(source, request.get("format"), context)
     if tool != "qemu-img" and image["format"] != "raw":
         raise NodeError("RequestError", f"{tool} copies raw images only, and {source} is {image['format']}.")
@@ -194,7 +204,7 @@ def _refuse_references_of_qcow2(source: Path) -> None:
         raise _refers(source)
 
 
-def _regular_file(path: str) -> Path:
+def regular_file(path: str) -> Path:
     place = files.absolute(path)
     try:
         mode = place.stat().st_mode
@@ -234,8 +244,8 @@ def flush(target: Path, context: Context) -> None:
 
 def _qemu_img(format_: str, source: Path, target: Path, is_zero: bool, context: Context) -> None:
     argv = ["qemu-img", "convert", "-p", "-n", "-f", format_, "-O", "raw", "-W", "-m", "16"]
-    argv += ["-T", _cache(source), "-t", _cache(target)]
-    report = _Percent(context.progress).take
+    argv += ["-T", cache(source), "-t", cache(target)]
+    report = Percent(context.progress).take
     zero = ["--target-is-zero"] if is_zero else []
     files_ = ["--", str(source), str(target)]
     done = run([*argv, *zero, *files_], context.deadline, ok=None, on_output=report, ends_with_caller=True)
@@ -246,7 +256,7 @@ def _qemu_img(format_: str, source: Path, target: Path, is_zero: bool, context: 
         raise NodeError("HostError", f"qemu-img failed (exit code {done.code}): {last}", "", done.stderr)
 
 
-def _cache(path: Path) -> str:
+def cache(path: Path) -> str:
     return "none" if _takes_direct(path) else "writeback"
 
 
@@ -259,7 +269,7 @@ def _takes_direct(path: Path) -> bool:
     return True
 
 
-class _Percent:
+class Percent:
     """Takes qemu-img's output and reports each 5 percent, or once a second."""
 
     def __init__(self, progress: Callable[[str], None]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from sanstone.transport.remote.errors import NodeError
@@ -19,7 +20,7 @@ from sanstone.transport.remote.run import Context, Deadline, Json, run, wait_unt
 from . import files, holders, iscsi, multipath, scsi, sysfs
 from .sysfs import Disk, Map
 
-__all__ = ["detach"]
+__all__ = ["Targets", "detach", "who_holds"]
 
 _GRACE = 5.0
 """How long a holder may take to let go: a guest that has just ended, udev that has a look."""
@@ -38,7 +39,9 @@ def detach(request: Json, context: Context) -> Json:
     warnings: list[str] = []
     with hold("wwid", wwid, deadline):
         disks, found = _what_is_there(wwid)
-        targets = _Targets(wwid, disks) if request.get("log_out") else None
+        targets = Targets(wwid)
+        if request.get("log_out"):
+            targets.add(_targets_of(disks))
         if disks or found:
             _refuse_if_held(wwid, disks, found, deadline)
         undo = _remove_link(request.get("link"), wwid, warnings)
@@ -50,22 +53,37 @@ def detach(request: Json, context: Context) -> Json:
                     files.make_link(*undo)
                 raise
             _remove_paths(wwid, disks, found, deadline, warnings)
-        if targets is not None:
+        if request.get("log_out"):
             targets.log_out(deadline, warnings)
+        else:
+            targets.forget()
     return {"was_attached": bool(disks or found), "warnings": warnings}
 
 
-class _Targets:
-    """Where to log out once the volume has gone. It is written down: then nothing on the host tells it."""
+class Targets:
+    """Where to log out once the volume has gone. It is written down before a login and before a detach.
 
-    def __init__(self, wwid: str, disks: list[Disk]) -> None:
+    Afterwards, and after a reboot in between, nothing else on the host tells it.
+    """
+
+    def __init__(self, wwid: str) -> None:
         self._note = state_directory() / f"log-out-{wwid}.json"
-        by_host = iscsi.sessions_by_host()
-        self._names = {by_host[disk.host].portal.target for disk in disks if disk.host in by_host}
-        with contextlib.suppress(OSError, ValueError):
+        self._names: set[str] = set()
+        with contextlib.suppress(OSError, ValueError, TypeError):
             self._names |= {str(name) for name in json.loads(self._note.read_text())}
-        if disks:
-            self._note.write_text(json.dumps(sorted(self._names)))
+
+    def add(self, names: Iterable[str]) -> bool:
+        """Write targets down; tell whether the note is new."""
+        is_new = not self._names
+        if not self._names.issuperset(names):
+            self._names.update(names)
+            temporary = self._note.with_suffix(".new")
+            temporary.write_text(json.dumps(sorted(self._names)))
+            temporary.replace(self._note)
+        return is_new
+
+    def forget(self) -> None:
+        self._note.unlink(missing_ok=True)
 
     def log_out(self, deadline: Deadline, warnings: list[str]) -> None:
         """Log out, and forget the note when that went well: otherwise the next detach tries again."""
@@ -76,8 +94,13 @@ class _Targets:
             except NodeError as err:
                 failures.append(f"not logged out of {target}: {err.message}")
         if not failures:
-            self._note.unlink(missing_ok=True)
+            self.forget()
         warnings += failures
+
+
+def _targets_of(disks: list[Disk]) -> list[str]:
+    by_host = iscsi.sessions_by_host()
+    return [by_host[disk.host].portal.target for disk in disks if disk.host in by_host]
 
 
 def _what_is_there(wwid: str) -> tuple[list[Disk], Map | None]:

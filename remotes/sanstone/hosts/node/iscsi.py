@@ -188,10 +188,17 @@ def _log_in(portal: Portal, proof: Chap | None, deadline: Deadline) -> None:
     with hold("login", f"{portal.target} {portal}", deadline):
         if any(session.portal == portal for session in sessions([portal.target])):
             return
-        _write_record(portal, deadline)
-        if proof is not None:
-            _write_proof(portal, proof, deadline)
-        _try_login(portal, deadline)
+        is_new = _write_record(portal, deadline)
+        try:
+            if proof is not None:
+                _write_proof(portal, proof, deadline)
+            _try_login(portal, deadline)
+        except NodeError:
+            # Nobody logs out of what was never logged in to, and the record may hold a secret.
+            if is_new:
+                with contextlib.suppress(NodeError):
+                    _iscsiadm(portal, ["-o", "delete"], deadline)
+            raise
     wait_until(
         lambda: any(session.portal == portal and session.is_live for session in sessions([portal.target])),
         deadline.within(5),
@@ -221,16 +228,21 @@ def _update(portal: Portal, name: str, value: str, deadline: Deadline) -> int:
     return _iscsiadm(portal, ["-o", "update", "-n", name, "-v", value], deadline).code
 
 
-def _write_record(portal: Portal, deadline: Deadline) -> None:
-    """Make sure of a record. One that is there is kept, for it may hold the CHAP names of this target."""
+def _write_record(portal: Portal, deadline: Deadline) -> bool:
+    """Make sure of a record, and tell whether it is new.
+
+    One that is there is kept, for it may hold the CHAP names of this target.
+    """
     first, *others = _SETTINGS
-    if _update(portal, *first, deadline):
+    is_new = _update(portal, *first, deadline) != 0
+    if is_new:
         made = _iscsiadm(portal, ["-o", "new"], deadline)
         if made.code:
             raise _login_fault(made)
         _update(portal, *first, deadline)
     for name, value in others:
         _update(portal, name, value, deadline)
+    return is_new
 
 
 def _write_proof(portal: Portal, proof: Chap, deadline: Deadline) -> None:
@@ -267,6 +279,7 @@ def _login_fault(completed: Completed) -> NodeError:
 def log_out(target: str, deadline: Deadline) -> list[str]:
     """Log out of every portal of ``target``, unless the host still has a LUN of it; return warnings.
 
+    Its records go too, also when there is no session: they outlive a reboot of the host.
     The lock keeps the sessions as they are while an attach, which holds it shared, is about to use them.
     """
     warnings = []
@@ -279,8 +292,10 @@ def log_out(target: str, deadline: Deadline) -> list[str]:
             left = _iscsiadm(session.portal, ["-u"], deadline)
             if left.code not in (0, _SESS_NOT_FOUND, _NO_OBJS_FOUND, _OLD_NO_OBJS_FOUND):
                 warnings.append(f"logging out of {target} at {session.portal}: {left.words or left.code}")
-                continue
-            _iscsiadm(session.portal, ["-o", "delete"], deadline)
+        if not warnings:
+            left = run(["iscsiadm", "-m", "node", "-T", target, "-o", "delete"], deadline, ok=None)
+            if left.code not in (0, _NO_OBJS_FOUND, _OLD_NO_OBJS_FOUND):
+                warnings.append(f"forgetting {target}: {left.words or left.code}")
     return warnings
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["Command", "Fault", "Faults", "Journal", "Line"]
 
-SECRET_OPTIONS = re.compile(r"(-chapsecret\s+)(\"[^\"]*\"|'[^']*'|\S+)")
+SECRET_OPTIONS = re.compile(r"((?:-chapsecret|--password)[=\s]\s*)(\"[^\"]*\"|'[^']*'|\S+)")
 
 
 @dataclass(slots=True)
@@ -21,7 +21,8 @@ class Fault:
     """What happens to the next ``times`` commands that match (None: to all).
 
     ``hang`` seconds come first. Then one of: ``drop`` the connection ``before`` or ``after`` the command
-    was done; refuse it with ``code`` (one ending in W: the work is done all the same); end it with ``exit``.
+    was done; refuse it with ``code`` (one ending in W: the work is done all the same); end it with ``exit``,
+    if ``is_done`` only after its work.
     """
 
     pattern: re.Pattern[str]
@@ -31,6 +32,7 @@ class Fault:
     hang: float = 0.0
     exit: int | None = None
     skip: int = 0
+    is_done: bool = False
     hits: int = 0
 
 
@@ -49,11 +51,12 @@ class Faults:
         hang: float = 0.0,
         exit: int | None = None,
         skip: int = 0,
+        is_done: bool = False,
     ) -> Fault:
         """Add a fault for single commands that the regular expression finds, after ``skip`` of them."""
         if drop not in (None, "before", "after"):
             raise ValueError(f"drop is 'before' or 'after', not {drop!r}")
-        fault = Fault(re.compile(pattern), times, code, drop, hang, exit, skip)
+        fault = Fault(re.compile(pattern), times, code, drop, hang, exit, skip, is_done)
         with self._lock:
             self._faults.append(fault)
         return fault
