@@ -194,8 +194,8 @@ class TargetSystem:
     refusal: Mapping[str, Any] = {"exit": 5}
     is_shared_target = False
     _COMMANDS: Mapping[str, str] = {
-        "create": "lvcreate .*lv-{volume}(?![0-9-])",
-        "copy": "lvcreate .*lv-{volume}(?![0-9-])",
+        "create": "lvcreate .*-n lv-{volume}( |$)",
+        "copy": r"lvcreate .*-s .*-n lv-{volume}(\.new)?( |$)",
         "map": "lvchange .*--addtag sanstone.host={host}.*lv-{volume}$",
         "unmap": "lvchange .*--deltag sanstone.host=.*lv-{volume}$",
         "delete": "lvremove .*lv-{volume}$",
@@ -259,7 +259,7 @@ class TargetSystem:
     def refuse(
         self, what: str, volume: str = "", *, host: str = "", skip: int = 0, times: int | None = 1
     ) -> Fault:
-        pattern = self._COMMANDS[what].format(volume=volume or ".*", host=host)
+        pattern = self._COMMANDS[what].format(volume=volume or "[^ ]*", host=host)
         return self.faults.add(pattern, skip=skip, times=times, **self.refusal)
 
     def die(self) -> None:

@@ -51,6 +51,7 @@ SHIPPED = (
     ("host", "multipath/conf.d", "etc/multipath/conf.d", 0o644),
     ("host", "udev/rules.d", "etc/udev/rules.d", 0o644),
     ("array", "tgt", "etc/tgt", 0o600),
+    ("array", "systemd/system/tgt.service.d", "etc/systemd/system/tgt.service.d", 0o644),
 )
 SUDOERS = {"host": "sudoers.d/sanstone", "array": "sudoers.d/sanstone-target"}
 

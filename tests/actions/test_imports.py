@@ -229,11 +229,11 @@ def test_a_vmdk_whose_extents_are_other_files_is_refused(settings: Settings, tmp
 def test_a_download_is_removed_and_one_that_was_killed_is_removed_by_the_next(
     web: Web, settings: Settings, tmp_path: Path
 ) -> None:
-    left = tmp_path / "sanstone-left"
+    left = tmp_path / "sanstone-scratch-left"
     left.mkdir()
     (left / "image").write_bytes(bytes(100))
     os.utime(left, (0, 0))
-    fresh = tmp_path / "sanstone-fresh"
+    fresh = tmp_path / "sanstone-scratch-fresh"
     fresh.mkdir()
     web.bodies["/image"] = bytes(4096)
     with imports.fetch(web.url("/image"), {}, settings) as file:

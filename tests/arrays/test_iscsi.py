@@ -6,6 +6,7 @@ What holds for every array is in test_every_array.py; here stands what is tgt's 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import subprocess
@@ -22,6 +23,7 @@ from sanstone.errors import (
     CapacityError,
     ConfigurationError,
     ConflictError,
+    ConnectError,
     NotFoundError,
 )
 from sanstone.model import MIB, Chap, Connection, Initiator, Volume
@@ -220,6 +222,26 @@ def test_the_host_that_came_second_keeps_its_access_when_the_first_leaves(
     assert not visible(second, "node1")
     assert works(io(second, "node2", WRITE, READ))
     assert [target.iqn for target in host.targets()] == [IQN]
+
+
+@pytest.mark.parametrize(
+    "step", ["rm -f", "op unbind --mode target", "mode account", "op delete --mode target"]
+)
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_unmapping_that_was_cut_off_leaves_neither_target_nor_account(
+    array: ISCSI, host: TargetHost, step: str, moment: str
+) -> None:
+    make(array)
+    array.map("one-1", "node1")
+    host.faults.add(step, times=2, drop=moment)  # twice: a connection that broke is tried once more
+    with contextlib.suppress(ConnectError):
+        array.unmap("one-1", "node1")
+    assert any(command.dropped for command in host.journal.commands)
+    host.faults.clear()
+
+    assert array.delete("one-1", wait=0, host="node1")
+
+    assert host.leftovers() == []
 
 
 def test_an_initiator_without_a_secret_store_is_refused_before_anything_is_mapped(

@@ -207,16 +207,31 @@ def test_a_dead_portal_degrades_and_is_not_asked_again_at_once(host: FakeHost) -
     assert host.calls() == []
 
 
-def test_a_portal_remembered_as_dead_is_not_even_connected_to(host: FakeHost) -> None:
+def test_a_portal_that_was_silent_is_used_as_soon_as_it_is_back(host: FakeHost) -> None:
     alive, dead = host.portal(), host.portal(is_alive=False)
     host.lun(1)
-    host.attach(host.connection(alive, dead))
+    assert host.attach(host.connection(alive, dead)).is_degraded
 
-    with socket.create_server((dead.address, dead.port)) as back:
-        back.setblocking(False)
-        assert host.attach(host.connection(alive, dead)).is_degraded
-        with pytest.raises(BlockingIOError):
-            back.accept()
+    host.listeners.append(socket.create_server((dead.address, dead.port)))
+
+    assert not host.attach(host.connection(alive, dead)).is_degraded
+
+
+def test_a_portal_that_took_no_login_a_moment_ago_is_not_even_connected_to(host: FakeHost) -> None:
+    alive, dead = host.portal(), host.portal()
+    host.say(f"login/{dead}", "8")
+    host.lun(1)
+    assert host.attach(host.connection(alive, dead)).is_degraded
+    host.calls()
+
+    (result,) = host.run(Attach(host.connection(alive, dead)))
+
+    assert isinstance(result, Attached)
+    assert result.device.is_degraded
+    assert result.warnings == (
+        f"no path by {dead} ({IQN}): did not answer a moment ago and was not asked again",
+    )
+    assert host.calls() == []
 
 
 def test_a_portal_that_came_back_is_used_when_nothing_else_is_left(host: FakeHost) -> None:

@@ -65,7 +65,7 @@ def scene(lab: Lab) -> Scene:
 
 @pytest.fixture
 def clean(scene: Scene) -> Iterator[None]:
-    """Fail a test that leaves a disk, map, session, record, name, link or LUN, and take it away for the next."""
+    """Fail a test that leaves a disk, map, session, record, name, link or LUN, and take it away."""
     yield
     found: list[str] = []
     try:

@@ -26,14 +26,18 @@ PATIENCE = 180.0
 LOOK = r"""
 for path in /sys/block/sd*; do [ -e "$path" ] && echo "disk ${path##*/} $(cat "$path/device/wwid" 2>&1)"; done
 for path in /sys/block/dm-*; do [ -e "$path" ] && echo "map $(cat "$path/dm/name")"; done
-for path in /sys/class/iscsi_session/session*; do [ -e "$path" ] && echo "session $(cat "$path/targetname")"; done
+for path in /sys/class/iscsi_session/session*; do
+    [ -e "$path" ] && echo "session $(cat "$path/targetname")"
+done
 for path in /etc/iscsi/nodes/* /var/lib/iscsi/nodes/*; do [ -e "$path" ] && echo "record ${path##*/}"; done
 for path in /dev/mapper/* /dev/disk/by-id/* /dev/disk/by-path/*iscsi*; do
     { [ -e "$path" ] || [ -L "$path" ]; } && [ "$path" != /dev/mapper/control ] && echo "name $path"
 done
 find /var/lib/one/datastores -type l -printf 'link %p\n' 2> /dev/null
 ls -A /var/tmp/sanstone-* 2> /dev/null | sed -n '/^dead-portals.json$/d; /^target-/d; /:$/d; s/^./note &/p'
-if multipathd show daemon > /dev/null 2>&1; then multipathd show paths format 'path %d %w' | grep '^path sd'; fi
+if multipathd show daemon > /dev/null 2>&1; then
+    multipathd show paths format 'path %d %w' | grep '^path sd'
+fi
 ps -eo stat=,pid=,args= | sed -n 's/^D/stuck &/p' | grep -v '\[.*\]$'
 true
 """
@@ -54,11 +58,11 @@ def until(condition: Callable[[], T], seconds: float = PATIENCE) -> T:
 
 
 class Node:
-    """``log_out`` says whether a detach ends the sessions, for targets that serve one volume."""
-
     def __init__(self, lab: Lab, name: str = "node1") -> None:
         self.name = name
         self.machine: Machine = lab.hosts[name]
+        self.warnings: tuple[str, ...] = ()
+        """What the last attachments had to warn of."""
         self.host = Host(name, ssh_options=["-F", str(lab.ssh_config)])
 
     # by the product
@@ -69,10 +73,12 @@ class Node:
     def attach(self, *connections: Connection, deadline: float = PATIENCE) -> list[Device]:
         """Attach volumes in one round trip, each with its link."""
         operations = [Attach(one, link(number_of(one))) for one in connections]
+        self.warnings = ()
         devices = []
         for result in self.run(*operations, deadline=deadline):
             assert isinstance(result, Attached)
             devices.append(result.device)
+            self.warnings += result.warnings
         return devices
 
     def detach(
@@ -102,7 +108,7 @@ class Node:
         return self.sh(f"head -c {size} {shlex.quote(path)} | sha256sum").split()[0]
 
     def leftovers(self, *, but: Sequence[str] = ()) -> list[str]:
-        """List disks, maps, sessions, records, names and stuck processes; not the lines with a word of ``but``."""
+        """List disks, maps, sessions, records, names, stuck processes; no line with a word of ``but``."""
         lines = self.sh(LOOK).splitlines()
         return [line for line in lines if not any(word in line for word in but)]
 

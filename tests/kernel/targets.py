@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes on an array of the lab and the targets that show them, made by plain tgtadm calls.
 
-Two shapes, as the drivers have them: one target for all volumes, whose LUN numbers are used again (V7000), and one
-target for each volume, which a host logs out of (iscsi).
+Two shapes, as the drivers have them: one target for all volumes, whose LUN numbers are used again (V7000),
+and one target for each volume, which a host logs out of (iscsi).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def volume_name(number: int) -> str:
 
 
 class Volumes:
-    """Thin volumes 1 to ``count`` of SIZE bytes on ``array``; what a test writes to them the next may find."""
+    """Thin volumes 1 to ``count`` of SIZE bytes on ``array``; the next test finds what one wrote."""
 
     def __init__(self, array: Array, count: int = COUNT) -> None:
         self.array = array

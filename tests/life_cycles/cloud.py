@@ -13,7 +13,7 @@ import itertools
 import os
 import subprocess
 import xmlrpc.client
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,7 +49,7 @@ _CHUNK = 1 << 20
 _SECONDS = 60.0
 _IMAGE_STATES = ("INIT", "READY", "USED", "DISABLED", "LOCKED", "ERROR", "CLONE", "DELETE", "USED_PERS")
 
-Mappings = dict[str, str | set[str]]
+Mappings = Mapping[str, str | set[str]]
 
 
 class RefusedError(Exception):
@@ -295,6 +295,10 @@ class Cloud:
         """A listing of the V7000, by hand."""
         return BoxSystem(self.box).rows(command)
 
+    def make_foreign(self, volume: str) -> None:
+        """Let the array have a volume of 4 MiB that no driver made."""
+        self.array.make_foreign(volume)
+
     def volumes(self) -> set[str]:
         return set(self.array.volumes())
 
@@ -319,7 +323,7 @@ class Cloud:
             assert self.maps() == set(volumes)
 
     def assert_array(self, volumes: Iterable[str], mapped: Mappings | None = None) -> None:
-        """Exactly these volumes are on the array, mapped to exactly these hosts, which see them and no others.
+        """Exactly these volumes are on the array, mapped to just these hosts, which see these and no others.
 
         FlashCopy maps are looked at by the tests that make them.
         """

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 from xml.etree import ElementTree
@@ -25,6 +25,7 @@ from tests.life_cycles.conftest import FAILED
 pytestmark = pytest.mark.real(*PROGRAMS, *ACTIONS, DOWNLOADER)
 
 SIZE = 4 * MIB
+BLOCK = 4096
 SECONDS = 30.0
 
 
@@ -81,14 +82,17 @@ class Guest:
         self.take_notice()
 
     def take_notice(self) -> None:
-        """Let the host hear of the LUNs that came and went.
+        """Let the host hear of the LUNs that came and went, by writing what is there already.
 
         tgtd tells of each by a unit attention of its own, and QEMU's initiator gives a request up at the
         ninth, where a kernel goes on.
         """
-        for disk, block in product((0, 1), range(12)):
+        for disk, volume in enumerate(self.volumes):
+            first = self.cloud.stored(volume, BLOCK)
             with suppress(OSError):
-                self.cloud.read(self.vm, disk, 512, 4096 * block)
+                self.cloud.write(self.vm, disk, first)
+                continue
+            self.cloud.write(self.vm, disk, first)
 
     def ids(self) -> list[int]:
         document = ElementTree.fromstring(self.cloud.call("vm.info", self.vm))
@@ -122,6 +126,11 @@ class Guest:
         )
 
 
+def block(words: bytes) -> bytes:
+    """A block of a guest's file system."""
+    return words.ljust(BLOCK, b".")
+
+
 def raw(path: Path) -> bytes:
     target = path.with_suffix(".read")
     command = ["qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(path), str(target)]
@@ -146,7 +155,7 @@ def give_virsh(cloud: Cloud, on_thaw: str = "", code: int = 0) -> Path:
 
 def test_a_live_backup_is_what_both_disks_were_and_the_guest_writes_on(cloud: Cloud) -> None:
     guest = Guest(cloud, freeze="AGENT")
-    cloud.write(guest.vm, 0, b"before", MIB)
+    cloud.write(guest.vm, 0, block(b"before"), MIB)
     before = guest.disks
     links = [cloud.link(guest.vm, disk) for disk in (0, 1)]
     writes = "; ".join(
@@ -168,7 +177,7 @@ def test_a_live_backup_is_what_both_disks_were_and_the_guest_writes_on(cloud: Cl
 
 def test_a_backup_of_a_vm_that_is_off_is_what_its_disks_are(cloud: Cloud) -> None:
     guest = Guest(cloud, freeze="AGENT")
-    cloud.write(guest.vm, 1, b"before", MIB)
+    cloud.write(guest.vm, 1, block(b"before"), MIB)
     cloud.act(guest.vm, "poweroff-hard", "POWEROFF")
 
     guest.back_up(state="POWEROFF")
@@ -191,8 +200,8 @@ def test_increments_are_small_and_each_of_them_restores_whole_disks(cloud: Cloud
     guest = Guest(cloud, mode="INCREMENT")
     was = []
     for number in range(3):
-        cloud.write(guest.vm, 0, noise(10 + number, 70000 + MIB), number * MIB)
-        cloud.write(guest.vm, 1, b"increment %d" % number, 2 * MIB)
+        cloud.write(guest.vm, 0, noise(10 + number, MIB + 20 * BLOCK), number * MIB)
+        cloud.write(guest.vm, 1, block(b"increment %d" % number), 2 * MIB)
         guest.back_up()
         assert cloud.failures() == ""
         guest.assert_at_rest()
@@ -204,7 +213,7 @@ def test_increments_are_small_and_each_of_them_restores_whole_disks(cloud: Cloud
         assert [path.suffix for path in files] == [".0", ".1", ".2"]
         assert [chained(*files[: number + 1]) for number in range(3)] == [each[disk] for each in was]
         assert files[2].stat().st_size < SIZE
-    cloud.write(guest.vm, 0, b"lost")
+    cloud.write(guest.vm, 0, block(b"lost"))
     cloud.act(guest.vm, "poweroff-hard", "POWEROFF")
 
     guest.restore(image, 1)
@@ -213,7 +222,7 @@ def test_increments_are_small_and_each_of_them_restores_whole_disks(cloud: Cloud
     assert guest.disks == was[1]
     assert guest.states() == set()
     cloud.act(guest.vm, "resume", "RUNNING")
-    cloud.write(guest.vm, 0, b"more")
+    cloud.write(guest.vm, 0, block(b"more"))
     guest.back_up()
     assert len(guest.ids()) == 2
     assert guest.disks[0] == raw(guest.files(0)[-1])
@@ -224,8 +233,8 @@ def test_one_disk_is_restored_and_the_other_stays(cloud: Cloud) -> None:
     guest = Guest(cloud)
     before = guest.disks
     guest.back_up()
-    cloud.write(guest.vm, 0, b"stays")
-    cloud.write(guest.vm, 1, b"lost")
+    cloud.write(guest.vm, 0, block(b"stays"))
+    cloud.write(guest.vm, 1, block(b"lost"))
     cloud.act(guest.vm, "poweroff-hard", "POWEROFF")
     left = guest.disks[0]
 
@@ -239,12 +248,12 @@ def test_one_disk_is_restored_and_the_other_stays(cloud: Cloud) -> None:
 def test_oldest_increments_can_be_merged(cloud: Cloud) -> None:
     guest = Guest(cloud, mode="INCREMENT", KEEP_LAST="2")
     for number in range(3):
-        cloud.write(guest.vm, 0, bytes(100000) if number else b"full", number * 100000)
+        cloud.write(guest.vm, 0, bytes(25 * BLOCK) if number else block(b"full"), number * 25 * BLOCK)
         guest.back_up()
     assert cloud.failures() == ""
     was = guest.disks
     assert len(guest.files(0)) == 2
-    cloud.write(guest.vm, 0, b"lost")
+    cloud.write(guest.vm, 0, block(b"lost"))
     cloud.act(guest.vm, "poweroff-hard", "POWEROFF")
 
     guest.restore(guest.ids()[0])
@@ -276,12 +285,12 @@ def test_a_backup_that_was_not_stored_is_not_what_the_next_increment_begins_at(c
     stores = cloud.directory.parent / "remotes/datastore/files/backup"
     program = stores.read_text()
     stores.write_text("#!/bin/sh\necho repository locked >&2\nexit 1\n")
-    cloud.write(guest.vm, 0, b"between", MIB)
+    cloud.write(guest.vm, 0, block(b"between"), MIB)
     guest.back_up()
     assert "repository locked" in cloud.vm_error(guest.vm)
     guest.assert_at_rest()
     stores.write_text(program)
-    cloud.write(guest.vm, 0, b"later", 2 * MIB)
+    cloud.write(guest.vm, 0, block(b"later"), 2 * MIB)
 
     guest.back_up()
 
@@ -294,7 +303,7 @@ def test_a_reset_begins_a_new_chain(cloud: Cloud) -> None:
     guest = Guest(cloud, mode="INCREMENT")
     guest.back_up()
     guest.back_up()
-    cloud.write(guest.vm, 0, b"new")
+    cloud.write(guest.vm, 0, block(b"new"))
 
     guest.back_up(is_reset=True)
 

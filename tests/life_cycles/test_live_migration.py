@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from lab.oned import Answer, HostCall
+from lab.oned.config import SAN_TM_CONF
 from lab.scene import REMOTES
 from tests.life_cycles.cloud import MIB, PROGRAMS, Cloud
 
 pytestmark = pytest.mark.real(*PROGRAMS)
 
-CONTENT = os.urandom(2 * MIB)
+CONTENT = os.urandom(4 * MIB)
 PATTERN = os.urandom(65536)
 
 
@@ -65,8 +66,8 @@ class Setting:
     def __init__(self, cloud: Cloud, datastore: int | None = None) -> None:
         self.cloud = cloud
         self.os = cloud.filled(CONTENT)
-        self.data = cloud.image(SIZE=2, PERSISTENT="YES")
-        self.cdrom = cloud.filled(CONTENT[:MIB])
+        self.data = cloud.image(SIZE=4, PERSISTENT="YES")
+        self.cdrom = cloud.filled(CONTENT)
         cloud.call("image.chtype", self.cdrom, "CDROM")
         disks = [f'IMAGE_ID="{image}"' for image in (self.os, self.data, self.cdrom)]
         self.vm = cloud.run(*disks, datastore=datastore)
@@ -168,6 +169,18 @@ def test_to_another_system_datastore_on_the_same_host_only_links_move(cloud: Clo
     setting.end()
 
 
+def test_volatile_volumes_come_along(cloud: Cloud, guests: Guests) -> None:
+    vm = cloud.run('TYPE="fs",SIZE="4",FORMAT="raw"', datastore=cloud.block_datastore())
+    volume = f"one-sys-{vm}-0"
+    cloud.write(vm, 0, PATTERN)
+    migrate(cloud, vm, "node2")
+    assert not cloud.failures()
+    assert guests.mapped == [{("node1", volume), ("node2", volume)}]
+    cloud.assert_array({volume}, {volume: "node2"})
+    assert cloud.read(vm, 0, len(PATTERN)) == PATTERN
+    cloud.act(vm, "terminate-hard", "DONE")
+
+
 @pytest.mark.parametrize("stock", ["shared", "ssh"])
 def test_the_stock_drivers_tell_us_of_a_migration(cloud: Cloud, guests: Guests, stock: str) -> None:
     setting = Setting(cloud, cloud.system_datastore("stock", TM_MAD=stock))
@@ -258,7 +271,13 @@ def remotes(tmp_path: Path, heard: Path) -> Path:
 def test_the_drivers_of_other_disks_are_told_when_we_are_the_system_datastore(
     tmp_path: Path, remotes: Path, heard: Path
 ) -> None:
-    with Cloud(tmp_path, oned={"remotes": remotes, "ds_mads": ("other",)}) as cloud:
+    conf = {"TM_MAD_SYSTEM": "v7000", "LN_TARGET_V7000": "NONE", "CLONE_TARGET_V7000": "SELF"}
+    oned = {
+        "remotes": remotes,
+        "ds_mads": ("other",),
+        "tm_mad_conf": {"other": {**SAN_TM_CONF, **conf, "DISK_TYPE_V7000": "BLOCK"}},
+    }
+    with Cloud(tmp_path, oned=oned) as cloud:
         elsewhere = cloud.datastore("elsewhere", DS_MAD="other", TM_MAD="other")
         image, ours = cloud.image(datastore=elsewhere), cloud.filled(CONTENT)
         vm = cloud.run(f'IMAGE_ID="{image}"', f'IMAGE_ID="{ours}"')

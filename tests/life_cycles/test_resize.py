@@ -11,7 +11,7 @@ from tests.life_cycles.cloud import MIB, PROGRAMS, V7000_ONLY, Cloud
 
 pytestmark = pytest.mark.real(*PROGRAMS)
 
-CONTENT = os.urandom(2 * MIB)
+CONTENT = os.urandom(4 * MIB)
 PATTERN = os.urandom(65536)
 OLD_BOX = {"box": {"copy_speed": 1000.0}}
 
@@ -39,7 +39,7 @@ def test_disks_grow_under_a_running_guest_and_at_rest(cloud: Cloud) -> None:
         assert cloud.array.path(volume).stat().st_size == 8 * MIB
         assert size(cloud, vm, disk) == 8 * MIB
         cloud.write(vm, disk, PATTERN, 6 * MIB)
-        assert cloud.stored(volume) == CONTENT + bytes(4 * MIB) + PATTERN + bytes(2 * MIB - len(PATTERN))
+        assert cloud.stored(volume) == CONTENT + bytes(2 * MIB) + PATTERN + bytes(2 * MIB - len(PATTERN))
         cloud.assert_linked(vm, disk, volume)
     # once more, as after a lost answer, and to less: all stays as it is
     for call in cloud.calls("resize"):
@@ -55,7 +55,7 @@ def test_disks_grow_under_a_running_guest_and_at_rest(cloud: Cloud) -> None:
         {f"one-{data}": "node1", f"one-{image}-{vm}-0": "node1"},
     )
     cloud.act(vm, "terminate-hard", "DONE")
-    assert cloud.stored(f"one-{data}", 2 * MIB) == CONTENT
+    assert cloud.stored(f"one-{data}", 4 * MIB) == CONTENT
     assert cloud.stored(f"one-{image}") == CONTENT
     cloud.delete(image, data)
 
@@ -80,7 +80,7 @@ def test_a_disk_that_cannot_grow_stays_as_it_was(cloud: Cloud) -> None:
     cloud.array.refuse("grow", f"one-{image}", times=None)
     grow(cloud, vm, 0, 8)
     assert cloud.vm_error(vm)
-    assert size(cloud, vm, 0) == 2 * MIB
+    assert size(cloud, vm, 0) == 4 * MIB
     cloud.array.faults.clear()
     grow(cloud, vm, 0, 8)
     assert size(cloud, vm, 0) == 8 * MIB

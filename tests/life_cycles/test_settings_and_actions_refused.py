@@ -26,7 +26,7 @@ WRONG = {
     },
     "iscsi": {
         "VG_NAME": ("vg-none", ["vg-none", "vg-one"]),
-        "HOST": ("", ["HOST"]),
+        "HOST": ("tgt_1", ["HOST", "tgt_1"]),
         "BASE_TID": ("none", ["BASE_TID", "none"]),
         "BASE_IQN": ("not an iqn", ["BASE_IQN", "not an iqn"]),
     },

@@ -158,6 +158,15 @@ CASES = {
     "ARRAY_SESSIONS": Case("4", {"1": "1", "64": "64"}, ("0", "65", "-4", "4.5", "many")),
     "STATE_DIR": Case("~/.sanstone", PATH_GOOD, PATH_BAD),
     "FRONTEND": Case("", HOST_GOOD, HOST_BAD),
+    "REMOTES_DIR": Case("/var/lib/one/remotes", PATH_GOOD, PATH_BAD),
+    "BACKUP_COMPARE": Case("1", FLAG_GOOD, FLAG_BAD),
+    "BACKUP_BASE_PATH": Case("", PATH_GOOD, PATH_BAD),
+    "FREEZE_TIMEOUT": duration("30", "1", "600", "0.9", "601"),
+    "LIBVIRT_URI": Case(
+        "qemu:///system",
+        {"qemu+ssh://node/system": "qemu+ssh://node/system", "test:///default": "test:///default"},
+        ("qemu", "qemu:", "qemu:///a b", "--help:x", "Qemu:///system"),
+    ),
 }
 KNOWN = attributes("v7000")
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put in order what killed actions have left: volumes, mappings, devices, links, files on the way.
+"""Put in order what actions have left undone: volumes, mappings, devices, links, files on the way.
 
-An action that ends takes its lock on a volume along, whether it succeeded or not; a lock that stays says that
-it was killed, and where it was about to bring the volume. What is to become of it is up to OpenNebula: it is
-asked about these volumes only, so that nothing is asked when nothing was killed.
+An action that succeeds takes its lock on a volume along; a lock that stays says that it was killed or failed,
+and where it was about to bring the volume. OpenNebula does not repeat everything that failed: what is to
+become of the volume is up to what it has now. It is asked about these volumes only, so that nothing is asked
+when all went well.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class _Wanted:
 
 
 def settle(site: Site, settings: Settings, array: Array) -> None:
-    """Put every volume of ``array`` in order whose action was killed.
+    """Put every volume of ``array`` in order whose action was killed or failed.
 
     What OpenNebula is in the middle of, or waits with until somebody recovers it, is left for the next time.
     """

@@ -32,6 +32,8 @@ def delete_with_snapshots(
     ``host`` all the same.
     """
     for entry in site.ledger.snapshots(array.name, name):
+        with site.volume(array, entry.name):
+            volumes.end_visit(site, settings, array, entry.name)
         delete_snapshot(site, array, name, entry.name)
     try:
         volumes.delete(site, settings, array, name, host=host, wwid=wwid)

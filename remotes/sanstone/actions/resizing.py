@@ -37,7 +37,8 @@ def resize(request: Resize, site: Site) -> str:
         connection = at.array.map(at.name, path.host)
         at.array.close()
         (result,) = site.host(path.host).run(
-            [Grow(connection)], deadline=at.settings.seconds("ATTACH_TIMEOUT")
+            [Grow(connection, is_cut=at.array.abilities.target_per_volume)],
+            deadline=at.settings.seconds("ATTACH_TIMEOUT"),
         )
     assert isinstance(result, Grown)
     for warning in result.warnings:

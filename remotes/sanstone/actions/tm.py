@@ -251,7 +251,12 @@ def delete(request: Delete, site: Site) -> str:
     wanted = disk_volume(vm, disk) if disk else _linked_volume(site, array, path)
     if wanted.is_own and _delete_known(site, settings, array, wanted.name, path):
         return ""
-    found = wanted.find(array)
+    try:
+        found = wanted.find(array)
+    except SanstoneError:
+        if wanted.names:
+            site.ledger.locks.mark(array.name, wanted.name, Place(path.host, path.path))
+        raise
     if found is None:
         log.info("no volume of disk %d of VM %d is on %s", path.disk_id, vm.id, array.name)
         return _remove_file(site, path)

@@ -279,10 +279,12 @@ class Digest:
 class Grow:
     """Let the attached device of ``connection`` have the size that the array has given the volume.
 
-    Nothing attached is an error: there is no device to grow.
+    Nothing attached is an error: there is no device to grow. ``is_cut``: the array has ended the sessions for
+    a moment, so that they are waited for.
     """
 
     connection: Connection
+    is_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

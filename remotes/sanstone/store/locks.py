@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Locks on volumes, which also tell what a killed action has left undone.
+"""Locks on volumes, which also tell what an action has left undone.
 
 A lock is a file that its holder removes at the end. One that is there without a holder was left by an action
-that was killed, and says where that action was about to bring the volume: it stays until somebody has put
-things in order (``settling``).
+that was killed or failed, and says where that action was about to bring the volume: it stays until somebody
+has put things in order (``settling``).
 """
 
 from __future__ import annotations
@@ -59,6 +59,9 @@ class Locks:
             if not was_left:
                 self._replace(handle, _HELD + before)
             yield
+        except BaseException:
+            was_left = True  # what is left undone is told by the file
+            raise
         finally:
             if not was_left:
                 with suppress(OSError, ConfigurationError):
@@ -81,6 +84,13 @@ class Locks:
                 self._write(handle, json.dumps(asdict(place)).encode() + b"\n")
         finally:
             os.close(handle)
+
+    def mark(self, array: str, name: str, place: Place) -> None:
+        """Write down that something is undone about a volume that nobody holds."""
+        path = self._path(array, name)
+        with suppress(OSError), path.open("ab") as file:
+            file.write(b"" if path.stat().st_size else _HELD)
+            file.write(json.dumps(asdict(place)).encode() + b"\n")
 
     def places(self, array: str, name: str) -> list[Place]:
         """List what was noted of a volume and never put in order."""

@@ -18,6 +18,7 @@ from sanstone.arrays.base import Abilities, Claim, Extent, Initiators, NameTaken
 from sanstone.errors import (
     ArrayError,
     ConfigurationError,
+    ConflictError,
     ConnectError,
     HostError,
     NotSupportedError,
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 _NODE = "sanstone.arrays.iscsi.node"
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _ID_DIGITS = 24
+_TAKEN = "name taken"
 _EVERYWHERE = ("0.0.0.0", "::")
 _PORT = 3260
 _LARGEST_EXTENT = 256 * MIB
@@ -115,6 +117,7 @@ class ISCSI:
     # volumes
 
     def create(self, new: NewVolume, *, claim: Claim, host: str | None = None) -> Placement:
+        mapping = [self._mapping(new.name, host)] if host else []
         (before,) = self.find(new.name)
         claim(before)
         make = self._operation(
@@ -126,14 +129,13 @@ class ISCSI:
             expected=before.wwid if before else None,
             identity=secrets.token_hex(_ID_DIGITS // 2),
         )
-        (made,) = self._run(make, deadline=self._copy_seconds(new.source))
-        if "taken" in made:
-            raise NameTakenError(
-                f"Somebody else has just made a volume {new.name} on {self.name}.",
-                "Rename it there, or delete it if nobody needs it, then run the action again.",
-            )
-        volume = _volume(made["volume"])
-        return Placement(volume, self.map(new.name, host) if host else None)
+        try:
+            made, *mapped = self._run(make, *mapping, deadline=self._copy_seconds(new.source))
+        except ConflictError as err:
+            if err.details == _TAKEN:
+                raise NameTakenError(err.message, err.hint) from err
+            raise
+        return Placement(_volume(made), self._connection(new.name, mapped[0]) if mapped else None)
 
     def copy(self, source: str, target: str) -> None:
         self._run(self._operation("Copy", source=source, target=target), deadline=self._copy_seconds(source))
@@ -151,7 +153,11 @@ class ISCSI:
     # mappings
 
     def map(self, name: str, host: str, *, is_shared: bool = False) -> Connection:
-        operation = self._operation(
+        (found,) = self._run(self._mapping(name, host, is_shared=is_shared))
+        return self._connection(name, found)
+
+    def _mapping(self, name: str, host: str, *, is_shared: bool = False) -> dict[str, Any]:
+        return self._operation(
             "Map",
             name=name,
             to_host=host,
@@ -159,7 +165,8 @@ class ISCSI:
             is_shared=is_shared,
             is_secret=self.settings.flag("CHAP"),
         )
-        (found,) = self._run(operation)
+
+    def _connection(self, name: str, found: Mapping[str, Any]) -> Connection:
         target = Target(found["iqn"], self._portals(found["portals"]))
         chap = Chap(found["user"], Secret(found["password"])) if found["password"] else None
         return Connection(name, found["wwid"], found["size"], found["lun"], (target,), chap)

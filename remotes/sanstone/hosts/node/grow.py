@@ -23,7 +23,7 @@ __all__ = ["grow", "grow_file"]
 
 _SESSIONS_BACK = 20.0
 """How long to wait for sessions that the array has cut while it let the volume grow."""
-_RESCAN_LIMIT = 20.0
+_RESCAN_LIMIT = 10.0
 _SIZE_LIMIT = 5.0
 
 
@@ -46,7 +46,8 @@ def grow(request: Json, context: Context) -> Json:
                 "The volume has grown on the array; the host sees it when the disk is attached again.",
             )
         if not all(sysfs.size(name) == size for name in _devices(disks, found)):
-            _wait_for_sessions(targets, deadline)
+            if request.get("is_cut"):
+                _wait_for_sessions(targets, deadline)
             disks = _grow_paths(connection["volume"], wwid, size, _paths(wwid), found, deadline, warnings)
             if found is not None:
                 _grow_map(wwid, size, deadline)
@@ -110,8 +111,9 @@ def _grow_paths(
     """Let every path be read anew; return those that have the new size, and drop those that do not answer."""
     each = deadline.within(min(_RESCAN_LIMIT, deadline.left() / 2))
     small = [disk for disk in disks if sysfs.size(disk.name) != size]
-    faults = in_parallel([lambda name=disk.name: scsi.rescan(name, each) for disk in small])  # type: ignore[misc]
-    live = [disk for disk, fault in zip(small, faults, strict=True) if fault is None and _is_alive(disk)]
+    asked = [disk for disk in small if _is_alive(disk)]
+    faults = in_parallel([lambda name=disk.name: scsi.rescan(name, each) for disk in asked])  # type: ignore[misc]
+    live = [disk for disk, fault in zip(asked, faults, strict=True) if fault is None and _is_alive(disk)]
     wait_until(lambda: all(sysfs.size(disk.name) == size for disk in live), deadline.within(_SIZE_LIMIT))
     good = [disk for disk in disks if sysfs.size(disk.name) == size]
     stuck = [disk for disk in live if disk not in good]

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from sanstone.transport.remote.errors import NodeError
@@ -47,6 +47,7 @@ _TARGET = re.compile(r"(?:iqn|eui|naa)\.[\w.:-]{1,220}")
 _ADDRESS = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|\[?[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._-]+)?\]?")
 
 _PROBE_LIMIT = 3.0
+_PROBE_AGAIN = 0.5
 _LOGIN_LIMIT = 30.0
 _DEAD_FOR = 300.0
 _SETTINGS = (
@@ -70,6 +71,17 @@ class Chap(NamedTuple):
 
     user: str
     password: str
+
+
+class _Dead(NamedTuple):
+    """Until when (epoch) a portal counts as dead; ``was_silent``: nothing even took the connection."""
+
+    until: float
+    was_silent: bool
+
+
+class _SilentError(NodeError):
+    """Nothing takes a connection at a portal."""
 
 
 class Session(NamedTuple):
@@ -156,34 +168,42 @@ def log_in(
 ) -> dict[Portal, str]:
     """Log in, at once, to each portal that is not remembered as dead; return why some failed.
 
+    One that was silent gets a moment to show that it is back: whoever attaches without it stays without it.
     When every portal is remembered as dead and it ``is_urgent``, all are tried all the same.
     """
     wanted = list(portals)
     dead = _dead_portals()
-    tried = [portal for portal in wanted if _key(portal) not in dead]
-    if is_urgent and not tried:
-        tried = wanted
+    patience = {
+        portal: _PROBE_AGAIN if _key(portal) in dead else _PROBE_LIMIT
+        for portal in wanted
+        if _key(portal) not in dead or dead[_key(portal)].was_silent
+    }
+    if is_urgent and all(_key(portal) in dead for portal in wanted):
+        patience = dict.fromkeys(wanted, _PROBE_LIMIT)
     reasons = {
         portal: "did not answer a moment ago and was not asked again"
         for portal in wanted
-        if portal not in tried
+        if portal not in patience
     }
+    tried = list(patience)
     limit = deadline.within(_LOGIN_LIMIT)
-    faults = in_parallel([lambda portal=portal: _log_in(portal, proof, limit) for portal in tried])  # type: ignore[misc]
-    failed = set()
+    faults = in_parallel(
+        [lambda portal=portal: _log_in(portal, proof, patience[portal], limit) for portal in tried]  # type: ignore[misc]
+    )
+    failed: dict[str, bool] = {}
     for index, portal in enumerate(tried):
         fault = faults[index]
         if fault is not None:
             reasons[portal] = fault.message
             if fault.family != "HostError":
-                failed.add(_key(portal))
+                failed[_key(portal)] = isinstance(fault, _SilentError)
     if failed or dead:
-        _remember(failed, {_key(portal) for portal in tried} - failed)
+        _remember(failed, {_key(portal) for portal in tried}.difference(failed))
     return reasons
 
 
-def _log_in(portal: Portal, proof: Chap | None, deadline: Deadline) -> None:
-    _probe(portal, deadline)
+def _log_in(portal: Portal, proof: Chap | None, patience: float, deadline: Deadline) -> None:
+    _probe(portal, deadline.within(patience))
     # Two logins to one portal at once have crashed iscsiadm.
     with hold("login", f"{portal.target} {portal}", deadline):
         if any(session.portal == portal for session in sessions([portal.target])):
@@ -210,12 +230,10 @@ def _probe(portal: Portal, deadline: Deadline) -> None:
     import socket
 
     try:
-        socket.create_connection(
-            (portal.address, portal.port), timeout=min(_PROBE_LIMIT, deadline.left() + 0.01)
-        ).close()
+        socket.create_connection((portal.address, portal.port), timeout=deadline.left() + 0.01).close()
     except OSError as err:
         reason = "no answer" if isinstance(err, TimeoutError) else (err.strerror or str(err)).lower()
-        raise NodeError("ConnectError", reason) from None
+        raise _SilentError("ConnectError", reason) from None
 
 
 def _iscsiadm(portal: Portal, arguments: list[str], deadline: Deadline) -> Completed:
@@ -303,19 +321,21 @@ def _key(portal: Portal) -> str:
     return f"{portal.target} {portal}"
 
 
-def _dead_portals() -> dict[str, float]:
-    """Return the portals that did not answer lately, each with the time (epoch) until when that counts."""
+def _dead_portals() -> dict[str, _Dead]:
+    """Return the portals that did not answer lately."""
     try:
         noted = json.loads((state_directory() / "dead-portals.json").read_text())
         now = time.time()
-        return {str(key): float(until) for key, until in noted.items() if now < until <= now + _DEAD_FOR}
+        dead = {str(key): _Dead(float(until), bool(silent)) for key, (until, silent) in noted.items()}
+        return {key: one for key, one in dead.items() if now < one.until <= now + _DEAD_FOR}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
 
-def _remember(dead: set[str], alive: set[str]) -> None:
-    noted = {key: until for key, until in _dead_portals().items() if key not in alive}
-    noted.update((key, time.time() + _DEAD_FOR) for key in dead)
+def _remember(dead: Mapping[str, bool], alive: Collection[str]) -> None:
+    """Note portals: those that did not answer, each with ``was_silent``, and those that did."""
+    noted = {key: one for key, one in _dead_portals().items() if key not in alive}
+    noted.update((key, _Dead(time.time() + _DEAD_FOR, silent)) for key, silent in dead.items())
     path = state_directory() / "dead-portals.json"
     temporary = path.with_name(f"dead-portals.{os.getpid()}")
     # A note that gets lost costs one more try.

@@ -28,6 +28,7 @@ from sanstone.arrays.iscsi.node.lvm import (
     change,
     device,
     local,
+    locked,
     new_volume,
     read,
     remove_volume,
@@ -35,7 +36,6 @@ from sanstone.arrays.iscsi.node.lvm import (
 )
 from sanstone.arrays.iscsi.node.targets import activate
 from sanstone.transport.remote.errors import NodeError
-from sanstone.transport.remote.lock import hold
 from sanstone.transport.remote.run import Context, caller_is_gone, run
 
 __all__ = ["copy", "fill", "repaired", "zero"]
@@ -49,7 +49,7 @@ def copy(operation: dict[str, Any], context: Context) -> None:
     """Let ``target`` have the contents that ``source`` has now."""
     request = request_of(operation)
     lv = PREFIX + operation["target"]
-    with hold("volume", f"{request.group}/{lv}", context.deadline):
+    with locked(request, lv, context):
         group = repaired(request, lv, context)
         source = group.existing(PREFIX + operation["source"], request.place)
         target = group.existing(lv, request.place)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sanstone.transport.remote.errors import NodeError
+from sanstone.transport.remote.lock import hold
 from sanstone.transport.remote.run import ROOT, Completed, Context, run, wait_until
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "change",
     "device",
     "local",
+    "locked",
     "new_volume",
     "only_one",
     "read",
@@ -43,6 +46,7 @@ REPLACEMENT = "sanstone.replacement"
 _FIELDS = "lv_name,lv_uuid,lv_size,lv_attr,pool_lv,lv_tags,data_percent,metadata_percent"
 _COMMAND_SECONDS = 120.0
 _IN_USE_SECONDS = 15.0
+_LOCK_SECONDS = 600.0
 _FULL = re.compile(
     r"insufficient free space|insufficient suitable|free space in thin pool|free space in pool"
     r"|reached threshold|out of (?:data|metadata) space",
@@ -248,6 +252,11 @@ def only_one(group: Group, pool: str) -> Pool | None:
             "Say in POOL of the datastore which one is meant.",
         )
     return next(iter(group.pools.values()), None)
+
+
+def locked(request: Request, lv: str, context: Context) -> contextlib.AbstractContextManager[None]:
+    """Hold a volume, so that changes of it follow one another."""
+    return hold("volume", f"{request.group}/{lv}", context.deadline.within(_LOCK_SECONDS))
 
 
 def device(group: str, lv: str) -> str:

@@ -13,6 +13,7 @@ from sanstone.arrays.iscsi.node.lvm import (
     LogicalVolume,
     Request,
     change,
+    locked,
     read,
     request_of,
 )
@@ -28,7 +29,7 @@ def map_volume(operation: dict[str, Any], context: Context) -> dict[str, Any]:
     """Let a host reach a volume; a second one only if ``is_shared``."""
     request = request_of(operation)
     lv, host = PREFIX + operation["name"], operation["to_host"]
-    with hold("volume", f"{request.group}/{lv}", context.deadline):
+    with locked(request, lv, context):
         volume = contents.repaired(request, lv, context).existing(lv, request.place)
         others = sorted(set(volume.hosts) - {host})
         if others and not operation["is_shared"]:
@@ -84,7 +85,7 @@ def unmap(operation: dict[str, Any], context: Context) -> None:
     """Let a host no longer reach a volume; when this returns, no command of it is under way any more."""
     request = request_of(operation)
     lv = PREFIX + operation["name"]
-    with hold("volume", f"{request.group}/{lv}", context.deadline):
+    with locked(request, lv, context):
         volume = read(request, context).volume(lv)
         if volume is not None:
             take_off(request, volume, operation["from_host"], context)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import signal
 import string
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from sanstone.arrays.iscsi.node import files, tgtd
@@ -184,11 +184,8 @@ def _set_accounts(
     if found and have and not kept and users:
         for rule in found.rules:
             _unbind(context, tid, rule)
-    for user in reversed(have[kept:]):
-        tgtadm(context, "unbind", "account", "--user", user, tid=tid, accepts=_ABSENT)
-    usable = set(users) - set(fresh)
-    for user in set(have) - usable:
-        tgtadm(context, "delete", "account", "--user", user, accepts=_ABSENT)
+    stay = set(users) - set(fresh)
+    _take_off_accounts(context, tid, have[kept:], {user for user in have if user not in stay}, volume)
     for user in users[kept:]:
         if (user not in have or user in fresh) and not tgtd.new_account(context, user, wanted[user]):
             # Left by a run that was cut off, perhaps with another password; it is bound nowhere
@@ -197,6 +194,21 @@ def _set_accounts(
         tgtadm(
             context, "bind", "account", "--user", user, tid=tid, what=volume.name, accepts="already exists"
         )
+
+
+def _take_off_accounts(
+    context: Context, tid: int, users: Sequence[str], gone: Collection[str], volume: LogicalVolume
+) -> None:
+    """Take accounts off a target, from the end of its row; those of ours that are ``gone`` exist no more."""
+    for user in reversed(users):
+        if user in gone and _is_ours(user, volume):
+            tgtadm(context, "delete", "account", "--user", user, accepts=_ABSENT)  # which unbinds it
+        else:
+            tgtadm(context, "unbind", "account", "--user", user, tid=tid, accepts=_ABSENT)
+
+
+def _is_ours(user: str, volume: LogicalVolume) -> bool:
+    return user.startswith(f"{volume.identity}.")
 
 
 def _set_rules(context: Context, tid: int, found: Target | None, volume: LogicalVolume) -> None:
@@ -246,12 +258,19 @@ def _cut(context: Context, found: Target, may_stay: set[str]) -> None:
 def close(request: Request, volume: LogicalVolume, context: Context, *, found: Target | None) -> None:
     """Let there be no target of the volume, nothing that brings it back at boot, and none of its accounts."""
     files.remove(files.path_of(volume), context)
-    if found is None:
-        return
+    if found is not None:
+        _take_target_away(context, volume, found)
+    for user in tgtd.accounts(context):
+        if _is_ours(user, volume):  # made by a run that was cut off, and bound to nothing
+            tgtadm(context, "delete", "account", "--user", user, accepts=_ABSENT)
+
+
+def _take_target_away(context: Context, volume: LogicalVolume, found: Target) -> None:
     for rule in found.rules:
         _unbind(context, found.tid, rule)
     if found.sessions:
         _cut(context, found, set())
+    _take_off_accounts(context, found.tid, found.accounts, set(found.accounts), volume)
     deadline = context.deadline.within(_DRAIN_SECONDS)
 
     def is_deleted() -> bool:
@@ -267,8 +286,6 @@ def close(request: Request, volume: LogicalVolume, context: Context, *, found: T
             f"Target {found.iqn} still has commands under way.",
             "See whether the disks of the target host answer, then run the action again.",
         )
-    for user in found.accounts:
-        tgtadm(context, "delete", "account", "--user", user, accepts=_ABSENT)
 
 
 def _renew_lun(request: Request, volume: LogicalVolume, found: Target, context: Context) -> None:

@@ -17,16 +17,19 @@ from sanstone.arrays.iscsi.node.lvm import (
     LogicalVolume,
     Request,
     change,
+    locked,
     new_volume,
     read,
     remove_volume,
     request_of,
 )
 from sanstone.transport.remote.errors import NodeError
-from sanstone.transport.remote.lock import hold
 from sanstone.transport.remote.run import Completed, Context
 
 __all__ = ["create", "delete", "find", "resize"]
+
+TAKEN = "name taken"
+"""Details by which the front-end tells this conflict from others."""
 
 _LARGEST_EXTENT = 256 << 20
 
@@ -61,17 +64,23 @@ def create(operation: dict[str, Any], context: Context) -> dict[str, Any]:
     ``expected`` is the WWID of what bore the name when the caller looked, None for nothing; ``identity`` is
     for a new one, and tells that a volume was made by an earlier try of the same call.
 
-    Raises NodeError: NotFoundError, CapacityError; {"taken": ...} when something else bears the name by now.
+    Raises NodeError: NotFoundError, CapacityError; ConflictError with details TAKEN when something else
+    bears the name by now.
     """
     request = request_of(operation)
     lv = PREFIX + operation["name"]
-    with hold("volume", f"{request.group}/{lv}", context.deadline):
+    with locked(request, lv, context):
         group = contents.repaired(request, lv, context)
         source = group.existing(PREFIX + operation["source"], request.place) if operation["source"] else None
         size = source.size if source else operation["size"]
         there = group.volume(lv)
         if there and there.wwid not in (operation["expected"], f"36{operation['identity']:0>31}"):
-            return {"taken": there.described()}
+            raise NodeError(
+                "ConflictError",
+                f"Somebody else has just made a volume {there.name} on {request.place}.",
+                "Rename it there, or delete it if nobody needs it, then run the action again.",
+                TAKEN,
+            )
         is_short = there is not None and not size <= there.size < size + _LARGEST_EXTENT
         # What a copy that was cut off has written may not be what the source holds by now
         if there and (is_short or (there.pool and not there.is_complete)):
@@ -85,7 +94,7 @@ def create(operation: dict[str, Any], context: Context) -> dict[str, Any]:
             contents.fill(request, source, there, context)
             label = f"{request.group}/{lv}"
             change(request, context, "lvchange", "--deltag", INCOMPLETE, label, what=there.name)
-        return {"volume": there.described()}
+        return there.described()
 
 
 def _make(
@@ -121,7 +130,7 @@ def delete(operation: dict[str, Any], context: Context) -> dict[str, Any]:
     """
     request = request_of(operation)
     lv, host = PREFIX + operation["name"], operation["from_host"]
-    with hold("volume", f"{request.group}/{lv}", context.deadline):
+    with locked(request, lv, context):
         group = contents.repaired(request, lv, context)
         volume = group.volume(lv)
         if volume is None:
@@ -174,7 +183,7 @@ def resize(operation: dict[str, Any], context: Context) -> dict[str, Any]:
     """
     request = request_of(operation)
     lv, size = PREFIX + operation["name"], operation["size"]
-    with hold("volume", f"{request.group}/{lv}", context.deadline):
+    with locked(request, lv, context):
         volume = contents.repaired(request, lv, context).existing(lv, request.place)
         found = tgtd.targets(context).get(request.iqn(lv))
         if found is not None and found.sessions and found.scsi_id not in ("", volume.identity):
