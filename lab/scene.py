@@ -37,10 +37,10 @@ class Scene:
     """Everything below ``directory``; a context manager that leaves nothing running.
 
     ``system`` is the driver. ``box`` (fields of BoxConfig) changes a V7000's configuration, ``target``
-    (arguments of TargetHost) a target host's; ``further_boxes`` and ``further_targets`` name more of them (see
-    ``arrays``); what is for another system counts for nothing. ``attributes`` are added to the datastore,
-    ``settings`` to sanstone.conf, where the driver's section is; ``oned`` changes the stand-in's configuration
-    (OnedConfig fields). ``say`` is told what is being started.
+    (arguments of TargetHost) a target host's; ``further_boxes`` and ``further_targets`` name more of them
+    (see ``arrays``); what is for another system counts for nothing. ``attributes`` are added to the
+    datastore, ``settings`` to sanstone.conf, where the driver's section is; ``oned`` changes the stand-in's
+    configuration (OnedConfig fields). ``say`` is told what is being started.
     """
 
     def __init__(

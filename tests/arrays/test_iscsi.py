@@ -245,8 +245,9 @@ def test_unmapping_that_was_cut_off_leaves_neither_target_nor_account(
 
 
 def test_an_initiator_without_a_secret_store_is_refused_before_anything_is_mapped(
-    array: ISCSI, host: TargetHost
+    opened: Opened, host: TargetHost
 ) -> None:
+    array = opened(CHAP="YES")
     make(array)
     array._initiators = lambda name: Initiator(initiator(name).name)
 
@@ -254,6 +255,22 @@ def test_an_initiator_without_a_secret_store_is_refused_before_anything_is_mappe
         array.map("one-1", "node1")
     assert array.mapped_hosts("one-1") == ()
     assert host.targets() == []
+
+
+def test_where_secrets_cannot_be_written_the_rules_alone_decide_unless_chap_is_asked_for(
+    opened: Opened,
+) -> None:
+    array = opened(CHAP="AUTO")
+    make(array)
+    assert array.map("one-1", "node1").chap is not None
+    array.unmap("one-1", "node1")
+
+    array._initiators = lambda name: Initiator(initiator(name).name)
+    connection = array.map("one-1", "node1")
+
+    assert connection.chap is None
+    assert works(io(connection, "node1", WRITE))
+    assert "Failed to connect" in io(connection, "node2", READ)
 
 
 def test_an_open_rule_of_somebody_else_is_closed_by_the_next_mapping(array: ISCSI, host: TargetHost) -> None:

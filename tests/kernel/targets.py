@@ -7,6 +7,7 @@ and one target for each volume, which a host logs out of (iscsi).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shlex
 from collections.abc import Iterable, Sequence
@@ -48,6 +49,13 @@ class Volumes:
             f"lvs {VOLUME_GROUP}/lv-{volume_name(count)} > /dev/null 2>&1 || lvm",
             stdin="".join(f"{line}\n" for line in lines).encode(),
             deadline=PATIENCE,
+        )
+
+    def renew(self, number: int) -> None:
+        """Make a volume anew, with SIZE bytes and nothing in it."""
+        self.array.run(
+            f"lvremove -q -f {self.device(number)} > /dev/null; "
+            f"lvcreate -q -y -V {SIZE}b -T {VOLUME_GROUP}/{POOL} -n lv-{volume_name(number)} > /dev/null"
         )
 
     def device(self, number: int) -> str:
@@ -186,6 +194,27 @@ class OwnTargets(_Targets):
             connections.append(self.connection(number, iqn, 1, chap))
         self.admin(lines)
         return connections
+
+    def grow(self, number: int, size: int) -> Connection:
+        """Let a volume be larger under its initiators: tgtd reads a size only when it makes a LUN.
+
+        Nobody can log in meanwhile; initiators whose connections are cut come again by themselves.
+        """
+        tid = str(OWN_TIDS + number)
+        state = ["tgtadm", "--op", "update", "--mode", "sys", "--name", "State", "-v"]
+        show = f"tgtadm --op show --mode conn --tid {tid}"
+        cut = f"tgtadm --op delete --mode conn --tid {tid} --cid 0 --sid"
+        self.admin(
+            [
+                f"lvextend -q -L {size}b {self.volumes.device(number)} > /dev/null",
+                shlex.join([*state, "offline"]),
+                f"for sid in $({show} | sed -n 's/^Session: //p'); do {cut} $sid; done",
+                _admin("--op", "delete", "--mode", "logicalunit", "--tid", tid, "--lun", "1"),
+                *_lun(int(tid), 1, self.volumes.device(number), uid(number)),
+                shlex.join([*state, "ready"]),
+            ]
+        )
+        return dataclasses.replace(self.connection(number, self.iqn_of(number), 1), size=size)
 
     def unmap(self, numbers: Iterable[int]) -> None:
         """Remove targets. Raises VMError when a host is still logged in, as tgtd refuses then."""

@@ -28,7 +28,7 @@ OWN = {
     ),
     "VG_NAME": ("vg-one", {"data2": "data2"}, ("vg_one", "vg.one", "-vg", "a b", "a/b")),
     "POOL": ("", {"pool": "pool", "thin_1": "thin_1"}, ("-p", "a/b", "a b", "p;q")),
-    "CHAP": ("1", {"NO": "0", "1": "1"}, ("maybe",)),
+    "CHAP": ("AUTO", {"no": "NO", "YES": "YES"}, ("maybe", "1")),
 }
 
 
@@ -65,4 +65,6 @@ def test_a_section_is_named_after_the_target_host(tmp_path: Path) -> None:
 
 
 def test_access_without_secrets_is_doubted() -> None:
-    assert any("CHAP=0" in each for each in resolve("iscsi", ConfigFile(), datastore={"CHAP": "no"}).warnings)
+    assert any(
+        "CHAP=NO" in each for each in resolve("iscsi", ConfigFile(), datastore={"CHAP": "no"}).warnings
+    )

@@ -26,8 +26,8 @@ def sanstone_conf(driver: str | None = None) -> str:
         "#",
         *_comment(
             "Everything here is optional. What stands behind # is the default; nothing, where there is "
-            'none. A section for one system, [v7000 "its MGMT"] or [iscsi "its HOST"], goes before the driver\'s '
-            "section, and that before [sanstone]; the template of a datastore goes before this file."
+            'none. A section for one system, [v7000 "its MGMT"] or [iscsi "its HOST"], goes before the '
+            "driver's section, and that before [sanstone]; the template of a datastore goes before this file."
         ),
         *_comment(
             "If a password is in it: chown root:oneadmin, chmod 640. "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sanstone.settings.attribute import Attribute, Scope, Table
 from sanstone.settings.common import BLOCK_DS_CONF, BLOCK_TM_CONF
-from sanstone.settings.kinds import Flag, HostName, Integer, Text, Words
+from sanstone.settings.kinds import Choice, HostName, Integer, Text, Words
 from sanstone.settings.problems import Problem
 
 if TYPE_CHECKING:
@@ -88,9 +88,10 @@ _ATTRIBUTES = (
     ),
     Attribute(
         "CHAP",
-        Flag(),
-        "Hosts prove who they are by secrets (CHAP), made for each volume and host.",
-        "1",
+        Choice(("AUTO", "YES", "NO")),
+        "Hosts prove who they are by secrets (CHAP), made for each volume and host. AUTO: those that have "
+        "etc/sbin/sanstone-chap, which writes a secret without showing it; YES: the others get no volume.",
+        "AUTO",
         group=_ACCESS,
     ),
 )
@@ -108,9 +109,11 @@ def _problems(settings: Settings) -> list[Problem]:
 
 
 def _doubts(settings: Settings) -> list[Problem]:
-    if not settings.flag("CHAP"):
+    if settings.text("CHAP") == "NO":
         return [
-            Problem("CHAP=0: a machine that pretends to be a host by its initiator name reaches its volumes.")
+            Problem(
+                "CHAP=NO: a machine that pretends to be a host by its initiator name reaches its volumes."
+            )
         ]
     return []
 

@@ -82,7 +82,7 @@ class ISCSI:
 
     def capacity(self) -> Capacity:
         """Read the room of the thin pool, or of the volume group; lost targets come back by the way."""
-        is_secret = self.settings.flag("CHAP")
+        is_secret = self.settings.text("CHAP") == "YES"
         found, mended = self._run(self._operation("Capacity"), self._operation("Mend", is_secret=is_secret))
         for warning in (*found["warnings"], *mended["warnings"]):
             log.warning("%s: %s", self.name, warning)
@@ -157,13 +157,14 @@ class ISCSI:
         return self._connection(name, found)
 
     def _mapping(self, name: str, host: str, *, is_shared: bool = False) -> dict[str, Any]:
+        initiator = self._initiator(host)
         return self._operation(
             "Map",
             name=name,
             to_host=host,
-            initiator=self._initiator(host).name,
+            initiator=initiator.name,
             is_shared=is_shared,
-            is_secret=self.settings.flag("CHAP"),
+            is_secret=initiator.takes_secrets and self.settings.text("CHAP") != "NO",
         )
 
     def _connection(self, name: str, found: Mapping[str, Any]) -> Connection:
@@ -177,7 +178,7 @@ class ISCSI:
     def _initiator(self, host: str) -> Initiator:
         """Ask for the initiator of a host that shall get a volume.
 
-        Raises: ConfigurationError when it could not prove who it is, as CHAP=1 wants.
+        Raises: ConfigurationError when it could not prove who it is, as CHAP=YES wants.
         """
         if self._initiators is None:
             raise ConfigurationError(f"The initiator name of {host} is not known.")
@@ -187,10 +188,10 @@ class ISCSI:
                 f"Host {host} has the initiator name {found.name[:80]!r}, which tgt does not take.",
                 "Give it a name such as iqn.1993-08.org.debian:01:node1 in /etc/iscsi/initiatorname.iscsi.",
             )
-        if self.settings.flag("CHAP") and not found.takes_secrets:
+        if self.settings.text("CHAP") == "YES" and not found.takes_secrets:
             raise ConfigurationError(
                 f"Host {host} cannot be given a CHAP secret without showing it to all of its users.",
-                "Install open-iscsi 2.1 or newer and the add-on's sudoers file there, or set CHAP=0.",
+                "Install etc/sbin/sanstone-chap and etc/sudoers.d/sanstone of the add-on there.",
             )
         return found
 

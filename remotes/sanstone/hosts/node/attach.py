@@ -242,6 +242,10 @@ def _take_away(disk: Disk, deadline: Deadline) -> str:
     scsi.delete([disk], deadline)
     if above is not None:
         multipath.forget_paths([disk.name], deadline)
+        left = sysfs.find_map(above.wwid)
+        if left is not None and not left.slaves:
+            # multipathd took its last path out while the other ones went, and had no time to remove it
+            multipath.flush_map(left, deadline)
     return ""
 
 
