@@ -9,6 +9,9 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # Read by the demonstration from its environment: no value passes through a shell.
 export IMAGE ONCE SYSTEM
 
+# Tests in several processes; a module stays in one
+SPREAD ?= -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
 .PHONY: help demo lab life-cycles kill-table soak test lint check bench format clean ready-for-demo ready-for-lab ready-for-test ready-for-check environment
 
@@ -37,8 +40,8 @@ lint: ready-for-test ## format, lint and types
 	$(RUN) -m ruff check --quiet .
 	$(RUN) -m mypy
 
-check: ready-for-check ## the tests alone; ARGS="-k name -x" goes to pytest
-	$(RUN) -m pytest $(ARGS)
+check: ready-for-check ## the tests alone; ARGS="-k name -x" goes to pytest, SPREAD= runs them one by one
+	$(RUN) -m pytest $(SPREAD) $(ARGS)
 
 bench: ready-for-demo ## what each action costs: round trips, connections, CPU and seconds
 	@$(RUN) -m bench

@@ -34,6 +34,7 @@ from lab.prepare import PACKAGE_OF, path_with_sbin
 ROOT = Path(__file__).resolve().parents[1]
 # where the program for hosts pauses between two looks; the library does not use time.sleep for that
 WAITING = ROOT / "remotes/sanstone/transport/remote/run.py"
+_LONGEST = ("kernel", "killing", "life_cycles", "arrays")
 TIME_TO_END = 3.0  # seconds that threads, processes and mounts have to go away after a module
 
 hypothesis.settings.register_profile("sanstone", deadline=None, database=None, derandomize="CI" in os.environ)
@@ -150,11 +151,43 @@ def _is_called_by_us() -> bool:
     return caller.is_relative_to(ROOT) and not caller.is_relative_to(sys.prefix) and caller != WAITING
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     os.environ["PATH"] = path_with_sbin()
+    if _only_hands_out_tests(config):
+        os.environ.setdefault("PYTHONHASHSEED", "0")  # all processes must list the same tests in one order
+        return
     time.sleep = _sleep  # type: ignore[assignment]
     sys.addaudithook(_audit)
-    guard.is_on = True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Be on guard from here on: what pytest and its plugins do before is their own affair."""
+    guard.is_on = not _only_hands_out_tests(session.config)
+
+
+def _only_hands_out_tests(config: pytest.Config) -> bool:
+    """Whether other processes run the tests (pytest -n), which this one starts."""
+    return not hasattr(config, "workerinput") and bool(getattr(config.option, "numprocesses", None))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let what takes longest begin first, and one process have all tests that share the virtual machines.
+
+    A module's tests stay together everywhere, for they share what is started for the module.
+    """
+    if os.environ.get("PYTEST_XDIST_WORKER") is None:
+        return
+    for item in items:
+        module = item.path.relative_to(ROOT / "tests")
+        group = "machines" if "lab" in getattr(item, "fixturenames", ()) else str(module)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: _turn(item.path.relative_to(ROOT / "tests").parts[0]))
+
+
+def _turn(folder: str) -> int:
+    return _LONGEST.index(folder) if folder in _LONGEST else len(_LONGEST)
 
 
 def pytest_unconfigure() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong is said with attribute, value and what is allowed; malformed calls are refused in one line."""
+"""What is wrong is said with attribute, value and what is allowed; malformed calls get one line."""
 
 from __future__ import annotations
 
