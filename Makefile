@@ -10,7 +10,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 export IMAGE ONCE SYSTEM
 
 # Tests in several processes; a module stays in one
-SPREAD ?= -n auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+SPREAD ?= -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo lab life-cycles kill-table soak test lint check bench format clean ready-for-demo ready-for-lab ready-for-test ready-for-check environment
@@ -27,10 +27,10 @@ lab: ready-for-lab ## virtual machines with a real kernel; ARGS=status, 'ssh nod
 life-cycles: ready-for-test ## every recorded life cycle with the real drivers; ARGS="--system v7000 --only vm-deploy"
 	@$(RUN) -m lab.life_cycles $(ARGS)
 
-kill-table: ready-for-test ## every driver action killed at every remote step; SYSTEM=v7000, ARGS="tm/clone -v"
+kill-table: ready-for-test ## every driver action killed at every remote step; SYSTEM=v7000 or iscsi, ARGS="tm/clone -v" or --quick
 	@$(RUN) -m lab.killing --system $(or $(SYSTEM),all) $(ARGS)
 
-soak: ready-for-test ## random operations with random faults, then all is compared; N=500 SEED=number
+soak: ready-for-test ## random operations with random faults, then all is compared; N=500 SEED=number SYSTEM=iscsi
 	@$(RUN) -m lab.soak -n $(or $(N),500) $(if $(SEED),--seed $(SEED)) $(if $(SYSTEM),--system $(SYSTEM)) $(ARGS)
 
 test: lint check ## set up what is missing, then lint, types and all tests

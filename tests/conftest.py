@@ -34,6 +34,7 @@ from lab.prepare import PACKAGE_OF, path_with_sbin
 ROOT = Path(__file__).resolve().parents[1]
 # where the program for hosts pauses between two looks; the library does not use time.sleep for that
 WAITING = ROOT / "remotes/sanstone/transport/remote/run.py"
+MACHINES = "tests/kernel/"
 _LONGEST = ("kernel", "killing", "life_cycles", "arrays")
 TIME_TO_END = 3.0  # seconds that threads, processes and mounts have to go away after a module
 
@@ -171,19 +172,23 @@ def _only_hands_out_tests(config: pytest.Config) -> bool:
     return not hasattr(config, "workerinput") and bool(getattr(config.option, "numprocesses", None))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let what takes longest begin first, and one process have all tests that share the virtual machines.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let one process have all tests of a module, which share what it starts, and all of the machines."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    A module's tests stay together everywhere, for they share what is started for the module.
-    """
-    if os.environ.get("PYTEST_XDIST_WORKER") is None:
-        return
-    for item in items:
-        module = item.path.relative_to(ROOT / "tests")
-        group = "machines" if "lab" in getattr(item, "fixturenames", ()) else str(module)
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: _turn(item.path.relative_to(ROOT / "tests").parts[0]))
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.split("::", 1)[0]
+            return MACHINES if module.startswith(MACHINES) else module
+
+    return ByModule(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let several processes begin with what takes longest."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: _turn(item.path.relative_to(ROOT / "tests").parts[0]))
 
 
 def _turn(folder: str) -> int:

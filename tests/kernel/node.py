@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from lab.vm.errors import VMError
 from lab.vm.lab import Lab
 from lab.vm.machine import Machine
 from sanstone.hosts.client import Host
@@ -63,11 +65,16 @@ class Node:
         self.machine: Machine = lab.hosts[name]
         self.warnings: tuple[str, ...] = ()
         """What the last attachments had to warn of."""
-        self.host = Host(name, ssh_options=["-F", str(lab.ssh_config)])
+        shared = ("-S", str(self.machine.share("oneadmin")))
+        self.host = Host(name, ssh_options=["-F", str(lab.ssh_config), *shared], connect_timeout=PATIENCE)
+        self._lock = threading.Lock()
 
     # by the product
 
     def run(self, *operations: Operation, deadline: float = PATIENCE) -> list[object]:
+        # without power there is no connection to share, and the product shall find that out by itself
+        with self._lock, contextlib.suppress(VMError):
+            self.machine.share("oneadmin")
         return list(self.host.run(operations, deadline=deadline))
 
     def attach(self, *connections: Connection, deadline: float = PATIENCE) -> list[Device]:

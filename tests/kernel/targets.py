@@ -216,10 +216,17 @@ class OwnTargets(_Targets):
         )
         return dataclasses.replace(self.connection(number, self.iqn_of(number), 1), size=size)
 
-    def unmap(self, numbers: Iterable[int]) -> None:
-        """Remove targets. Raises VMError when a host is still logged in, as tgtd refuses then."""
+    def unmap(self, numbers: Iterable[int], *, is_forced: bool = False) -> None:
+        """Remove targets. Raises VMError when a host is still logged in, as tgtd refuses then.
+
+        With ``is_forced`` connections are cut: tgtd keeps those for which nobody could log out.
+        """
+        force = ["--force"] if is_forced else []
         self.admin(
-            [_admin("--op", "delete", "--mode", "target", "--tid", str(OWN_TIDS + n)) for n in numbers]
+            [
+                _admin("--op", "delete", "--mode", "target", *force, "--tid", str(OWN_TIDS + n))
+                for n in numbers
+            ]
         )
 
     def forget_account(self, user: str) -> None:

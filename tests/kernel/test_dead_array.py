@@ -153,7 +153,7 @@ def test_a_host_that_loses_its_power_comes_up_clean(scene: Scene) -> None:
         node.detach(each, log_out=True)
     assert scene.volumes.holds(5, content)
     assert scene.volumes.holds(6, content)
-    scene.own.unmap([5, 6])
+    scene.own.unmap([5, 6], is_forced=True)
 
 
 def broken(node: Node, connection: object) -> SanstoneError | None:

@@ -71,7 +71,7 @@ def test_a_path_of_the_old_size_is_named_and_does_not_keep_the_map_small(scene: 
     assert sizes(node, 10) == {SIZE + 4 * MIB}
     node.detach(grown, log_out=True)
     assert scene.volumes.holds(10, content)
-    scene.own.unmap([10])
+    scene.own.unmap([10], is_forced=True)
     scene.volumes.renew(10)
 
 
@@ -101,5 +101,5 @@ def test_a_volume_that_no_path_can_read_anew_keeps_its_size_and_says_so(scene: S
     until(follows)
     assert sizes(node, 11) == {SIZE + 4 * MIB}
     node.detach(grown, log_out=True)
-    scene.own.unmap([11])
+    scene.own.unmap([11], is_forced=True)
     scene.volumes.renew(11)

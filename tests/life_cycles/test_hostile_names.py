@@ -15,7 +15,7 @@ from tests.life_cycles.cloud import MIB, PROGRAMS, Cloud, RefusedError, written_
 
 pytestmark = pytest.mark.real(*PROGRAMS)
 
-CONTENT = os.urandom(MIB)
+CONTENT = os.urandom(4 * MIB)
 SECRET = "s3cret-of-the-box"
 
 # in each, COMMAND is a command that makes a file

@@ -17,7 +17,7 @@ from tests.life_cycles.cloud import MIB, PROGRAMS, Cloud, RefusedError, written_
 
 pytestmark = pytest.mark.real(*PROGRAMS)
 
-CONTENT = os.urandom(2 * MIB)
+CONTENT = os.urandom(4 * MIB)
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
