@@ -152,7 +152,7 @@ class BoxSystem:
     def refuse(
         self, what: str, volume: str = "", *, host: str = "", skip: int = 0, times: int | None = 1
     ) -> Fault:
-        pattern = self._COMMANDS[what].format(volume=volume, host=host and f"-host {host} ")
+        pattern = self._COMMANDS[what].format(volume=volume or "[^ ]*", host=host and f"-host {host} ")
         return self.faults.add(pattern, skip=skip, times=times, **self.refusal)
 
     def die(self) -> None:

@@ -265,6 +265,11 @@ class Machine:
             self._leave()
             raise
 
+    def share(self, user: str) -> Path:
+        """Have a connection of ``user`` and return its ControlPath: another ssh that names it is quick."""
+        self._connect(user)
+        return self._control(user)
+
     def _control(self, user: str) -> Path:
         return self.wiring.sockets / f"ssh-{self.name}-{user}"
 

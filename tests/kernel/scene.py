@@ -85,7 +85,11 @@ class Scene:
             except VMError:
                 node.machine.reset()
                 node.sh(SWEEP)
-        self.lab.array.run(f"vgchange -q -ay {VOLUME_GROUP}")
+        self.lab.array.run(
+            "rm -f /etc/tgt/conf.d/sanstone-*; "
+            f"for lv in $(lvs --noheadings -o lv_name {VOLUME_GROUP} | grep -x '  lv-one-[3-9][0-9][0-9].*'); do "
+            f"lvremove -q -f {VOLUME_GROUP}/$lv; done"
+        )
         tids = self.lab.array.run(
             "tgtadm --op show --mode target | sed -n 's/^Target \\([0-9]*\\):.*/\\1/p'"
         ).split()

@@ -130,7 +130,8 @@ class SharedTarget(_Targets):
 
     iqn = "iqn.1986-03.com.ibm:2145.lab.node1"
     log_out = False
-    TID = 1
+    # out of the way of the driver's own, which come back with other numbers after a reboot
+    TID = 90
 
     def __init__(self, volumes: Volumes, initiators: Iterable[str]) -> None:
         super().__init__(volumes)

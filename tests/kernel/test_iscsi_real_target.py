@@ -27,7 +27,7 @@ NAME = "one-301"
 LINK = "/var/lib/one/datastores/0/301/disk.0"
 
 SEEN = f"""
-lvs --noheadings -o lv_name {VOLUME_GROUP}; ls /etc/tgt/conf.d
+lvs --noheadings -o lv_name {VOLUME_GROUP} | tr -d " "; ls /etc/tgt/conf.d
 tgtadm --op show --mode target | grep ^Target; tgtadm --op show --mode account; true
 """
 
@@ -43,7 +43,7 @@ def array(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Array]
     file.write_text(
         f"[hosts]\nSSH_OPTIONS = -F {shlex.quote(str(lab.ssh_config))}\n[iscsi]\nCOMMAND_TIMEOUT = 170\n"
     )
-    settings = resolve("iscsi", ConfigFile.read(file), datastore={"HOST": "array1"})
+    settings = resolve("iscsi", ConfigFile.read(file), datastore={"HOST": "array1", "CHAP": "YES"})
 
     def initiator(name: str) -> Initiator:
         (found,) = Node(lab, name).run(ReadInitiator())

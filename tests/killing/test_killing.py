@@ -21,7 +21,13 @@ ACTIONS = sorted({path.name for system in SYSTEMS for path in REMOTES.glob(f"*/{
 PROGRAMS = (*HOST_PROGRAMS, *TARGET_PROGRAMS, *ACTIONS, "python3", "ssh-keygen", "sleep", "qemu-img")
 REAL = pytest.mark.real(*PROGRAMS)
 
-CHOSEN = ("tm/ln attach", "tm/mvds detach, DATA", "tm/premigrate live, BASE", "tm/failmigrate live, BASE")
+CHOSEN = (
+    "tm/ln attach",
+    "tm/mvds detach, DATA",
+    "tm/premigrate live, BASE",
+    "tm/failmigrate live, BASE",
+    "datastore/export",
+)
 QUICK = [case for system in SYSTEMS for case in cases(system, CHOSEN, is_quick=True)]
 """What the suite does; all of it is ``make kill-table``."""
 

@@ -17,6 +17,7 @@ from sanstone.names import volume_of_source
 from sanstone.opennebula import answers
 from sanstone.opennebula.messages import Export
 from sanstone.settings import Settings
+from sanstone.store.locks import Place
 
 __all__ = ["export"]
 
@@ -55,13 +56,12 @@ def export(request: Export, site: Site) -> str:
 def _make_file(site: Site, settings: Settings, array: Array, name: str, place: str, path: str) -> Digest:
     host = site.host(place)
     try:
-        with (
-            site.volume(array, name, seconds=settings.seconds("COPY_TIMEOUT")),
-            visiting(site, settings, array, name, place) as (on_host, wwid),
-        ):
-            array.close()  # a copy takes its time, and a box has few sessions
-            on_host.run([], SaveDisk(path, wwid))
-        (digest,) = host.run([FileDigest(path)], deadline=settings.seconds("COPY_TIMEOUT"))
+        with site.volume(array, name, seconds=settings.seconds("COPY_TIMEOUT")):
+            site.ledger.locks.note(array.name, name, Place(place, file=path))  # until its answer is known
+            with visiting(site, settings, array, name, place) as (on_host, wwid):
+                array.close()  # a copy takes its time, and a box has few sessions
+                on_host.run([], SaveDisk(path, wwid))
+            (digest,) = host.run([FileDigest(path)], deadline=settings.seconds("COPY_TIMEOUT"))
     except ConnectError:
         raise
     except BaseException:

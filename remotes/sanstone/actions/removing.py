@@ -82,10 +82,11 @@ def delete_snapshot(site: Site, array: Array, name: str, snapshot: str) -> None:
                 log.warning("%s on %s is left alone: it is not known to be ours", snapshot, array.name)
                 return
             wwid = found.wwid
+        # An array that refuses half-way may have let go of its contents: nothing goes back to it any more.
+        site.ledger.doom(array.name, snapshot, wwid)
         try:
             is_gone = array.delete(snapshot, wait=0.0, wwid=wwid)
         except BusyError as busy:
-            site.ledger.doom(array.name, snapshot, wwid)
             log.warning("%s It will be deleted when the datastore is monitored after that.", busy.message)
             return
         if not is_gone:

@@ -25,8 +25,8 @@ LOGGED_IN = "LOGGED_IN"
 _IDBM = 6
 _SESS_NOT_FOUND = 2
 _SESS_EXISTS = 15
-_NO_OBJS_FOUND = 21
-_OLD_NO_OBJS_FOUND = 255
+_NO_RECORD = (21, 255)
+"""The second one is that of old versions."""
 _REASONS = {
     4: "cannot connect",
     5: "login refused",
@@ -80,8 +80,12 @@ class _Dead(NamedTuple):
     was_silent: bool
 
 
-class _SilentError(NodeError):
-    """Nothing takes a connection at a portal."""
+class _PortalError(NodeError):
+    """It is the portal that does not answer; ``was_silent``: nothing takes a connection there."""
+
+    def __init__(self, family: str, message: str, details: str = "", *, was_silent: bool = False) -> None:
+        super().__init__(family, message, "", details)
+        self.was_silent = was_silent
 
 
 class Session(NamedTuple):
@@ -186,34 +190,43 @@ def log_in(
         if portal not in patience
     }
     tried = list(patience)
-    limit = deadline.within(_LOGIN_LIMIT)
     faults = in_parallel(
-        [lambda portal=portal: _log_in(portal, proof, patience[portal], limit) for portal in tried]  # type: ignore[misc]
+        [
+            lambda portal=portal: _log_in(portal, proof, patience[portal], _key(portal) in dead, deadline)  # type: ignore[misc]
+            for portal in tried
+        ]
     )
     failed: dict[str, bool] = {}
     for index, portal in enumerate(tried):
         fault = faults[index]
         if fault is not None:
             reasons[portal] = fault.message
-            if fault.family != "HostError":
-                failed[_key(portal)] = isinstance(fault, _SilentError)
+            if isinstance(fault, _PortalError):
+                failed[_key(portal)] = fault.was_silent
     if failed or dead:
-        _remember(failed, {_key(portal) for portal in tried}.difference(failed))
+        _remember(
+            failed, {_key(portal) for portal, fault in zip(tried, faults, strict=True) if fault is None}
+        )
     return reasons
 
 
-def _log_in(portal: Portal, proof: Chap | None, patience: float, deadline: Deadline) -> None:
+def _log_in(portal: Portal, proof: Chap | None, patience: float, was_dead: bool, deadline: Deadline) -> None:
     _probe(portal, deadline.within(patience))
-    # Two logins to one portal at once have crashed iscsiadm.
+    # Two logins to one portal at once have crashed iscsiadm. Those of a crowd may take long all together.
     with hold("login", f"{portal.target} {portal}", deadline):
         if any(session.portal == portal for session in sessions([portal.target])):
             return
+        if not was_dead and _key(portal) in _dead_portals():
+            raise NodeError("ConnectError", "did not answer another action that has just tried")
+        limit = deadline.within(_LOGIN_LIMIT)
         is_new = _write_record(portal, deadline)
         try:
             if proof is not None:
                 _write_proof(portal, proof, deadline)
-            _try_login(portal, deadline)
-        except NodeError:
+            _try_login(portal, limit)
+        except NodeError as fault:
+            if isinstance(fault, _PortalError):
+                _remember({_key(portal): fault.was_silent}, ())
             # Nobody logs out of what was never logged in to, and the record may hold a secret.
             if is_new:
                 with contextlib.suppress(NodeError):
@@ -233,17 +246,20 @@ def _probe(portal: Portal, deadline: Deadline) -> None:
         socket.create_connection((portal.address, portal.port), timeout=deadline.left() + 0.01).close()
     except OSError as err:
         reason = "no answer" if isinstance(err, TimeoutError) else (err.strerror or str(err)).lower()
-        raise _SilentError("ConnectError", reason) from None
+        raise _PortalError("ConnectError", reason, was_silent=True) from None
 
 
 def _iscsiadm(portal: Portal, arguments: list[str], deadline: Deadline) -> Completed:
-    return run(
-        ["iscsiadm", "-m", "node", "-T", portal.target, "-p", str(portal), *arguments], deadline, ok=None
-    )
+    """Run iscsiadm for a portal's record; wait while others have the database of records."""
+    outcome: list[Completed] = []
 
+    def is_decided() -> bool:
+        words = ["iscsiadm", "-m", "node", "-T", portal.target, "-p", str(portal), *arguments]
+        outcome[:] = [run(words, deadline, ok=None)]
+        return outcome[0].code != _IDBM
 
-def _update(portal: Portal, name: str, value: str, deadline: Deadline) -> int:
-    return _iscsiadm(portal, ["-o", "update", "-n", name, "-v", value], deadline).code
+    wait_until(is_decided, deadline, first=0.05)
+    return outcome[0]
 
 
 def _write_record(portal: Portal, deadline: Deadline) -> bool:
@@ -251,16 +267,14 @@ def _write_record(portal: Portal, deadline: Deadline) -> bool:
 
     One that is there is kept, for it may hold the CHAP names of this target.
     """
-    first, *others = _SETTINGS
-    is_new = _update(portal, *first, deadline) != 0
-    if is_new:
-        made = _iscsiadm(portal, ["-o", "new"], deadline)
-        if made.code:
-            raise _login_fault(made)
-        _update(portal, *first, deadline)
-    for name, value in others:
-        _update(portal, name, value, deadline)
-    return is_new
+    words = [word for name, value in _SETTINGS for word in ("-n", name, "-v", value)]
+    if _iscsiadm(portal, ["-o", "update", *words], deadline).code not in _NO_RECORD:
+        return False
+    made = _iscsiadm(portal, ["-o", "new"], deadline)
+    if made.code:
+        raise NodeError("HostError", f"iscsiadm made no node record (exit code {made.code})", "", made.words)
+    _iscsiadm(portal, ["-o", "update", *words], deadline)
+    return True
 
 
 def _write_proof(portal: Portal, proof: Chap, deadline: Deadline) -> None:
@@ -274,15 +288,14 @@ def _write_proof(portal: Portal, proof: Chap, deadline: Deadline) -> None:
 
 
 def _try_login(portal: Portal, deadline: Deadline) -> None:
-    outcome: list[Completed] = []
-
-    def is_decided() -> bool:
-        outcome[:] = [_iscsiadm(portal, ["-l"], deadline)]
-        return outcome[0].code != _IDBM
-
-    wait_until(is_decided, deadline, first=0.05)
-    if outcome[0].code not in (0, _SESS_EXISTS):
-        raise _login_fault(outcome[0])
+    try:
+        done = _iscsiadm(portal, ["-l"], deadline)
+    except NodeError as fault:
+        if fault.family != "DeadlineError":
+            raise
+        raise _PortalError(fault.family, fault.message, fault.details) from None
+    if done.code not in (0, _SESS_EXISTS):
+        raise _login_fault(done)
 
 
 def _login_fault(completed: Completed) -> NodeError:
@@ -290,8 +303,9 @@ def _login_fault(completed: Completed) -> NodeError:
     if reason is None:
         lines = completed.words.splitlines() or ["no message"]
         reason = f"iscsiadm exit code {completed.code}: {lines[-1]}"
-    family = "HostError" if completed.code in _FATAL else "ConnectError"
-    return NodeError(family, reason, "", completed.words)
+    if completed.code in _FATAL:
+        return NodeError("HostError", reason, "", completed.words)
+    return _PortalError("ConnectError", reason, completed.words)
 
 
 def log_out(target: str, deadline: Deadline) -> list[str]:
@@ -308,11 +322,11 @@ def log_out(target: str, deadline: Deadline) -> list[str]:
             return []
         for session in ours:
             left = _iscsiadm(session.portal, ["-u"], deadline)
-            if left.code not in (0, _SESS_NOT_FOUND, _NO_OBJS_FOUND, _OLD_NO_OBJS_FOUND):
+            if left.code not in (0, _SESS_NOT_FOUND, *_NO_RECORD):
                 warnings.append(f"logging out of {target} at {session.portal}: {left.words or left.code}")
         if not warnings:
             left = run(["iscsiadm", "-m", "node", "-T", target, "-o", "delete"], deadline, ok=None)
-            if left.code not in (0, _NO_OBJS_FOUND, _OLD_NO_OBJS_FOUND):
+            if left.code not in (0, *_NO_RECORD):
                 warnings.append(f"forgetting {target}: {left.words or left.code}")
     return warnings
 
