@@ -50,6 +50,7 @@ WHOLE = "made-from"
 SHIPPED = (
     ("host", "multipath/conf.d", "etc/multipath/conf.d", 0o644),
     ("host", "udev/rules.d", "etc/udev/rules.d", 0o644),
+    ("host", "sbin", "usr/local/sbin", 0o755),
     ("array", "tgt", "etc/tgt", 0o600),
     ("array", "systemd/system/tgt.service.d", "etc/systemd/system/tgt.service.d", 0o644),
 )

@@ -87,7 +87,8 @@ class Scene:
                 node.sh(SWEEP)
         self.lab.array.run(
             "rm -f /etc/tgt/conf.d/sanstone-*; "
-            f"for lv in $(lvs --noheadings -o lv_name {VOLUME_GROUP} | grep -x '  lv-one-[3-9][0-9][0-9].*'); do "
+            f"for lv in $(lvs --noheadings -o lv_name {VOLUME_GROUP} "
+            "| grep -x '  lv-one-[3-9][0-9][0-9].*'); do "
             f"lvremove -q -f {VOLUME_GROUP}/$lv; done"
         )
         tids = self.lab.array.run(
