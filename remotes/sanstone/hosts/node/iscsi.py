@@ -48,7 +48,7 @@ _ADDRESS = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|\[?[0-9A-Fa-f:.]+(?:%[0-9A-Za-
 
 _PROBE_LIMIT = 3.0
 _PROBE_AGAIN = 0.5
-_LOGIN_LIMIT = 30.0
+_LOGIN_LIMIT = 60.0
 _DEAD_FOR = 300.0
 _SETTINGS = (
     ("node.session.scan", "manual"),
