@@ -19,9 +19,9 @@ import pytest
 from lab.oned import Answer, DriverCall
 from lab.scene import REMOTES
 from sanstone.driver import main
-from tests.life_cycles.cloud import MIB, PROGRAMS, Cloud
+from tests.life_cycles.cloud import MIB, PROGRAMS, V7000_ONLY, Cloud
 
-pytestmark = pytest.mark.real(*PROGRAMS, "ssh", "qemu-img")
+pytestmark = [V7000_ONLY, pytest.mark.real(*PROGRAMS, "ssh", "qemu-img")]
 
 CONTENT = os.urandom(4 * MIB)
 # an operation forgives the first cut of its connection; a cut before a command is one after the last command
@@ -64,11 +64,11 @@ def run(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 def failures(cloud: Cloud, run: Run, call: DriverCall, *, mode: str) -> Iterator[Failed]:
     """Let the call fail at its first, second, ... array command, until it is over before the fault is due.
 
-    Where an operation is many small commands of a program, every fourth is taken here; each of them fails in
-    ``tests/arrays/test_every_array.py``.
+    That is for a box to which an operation is a few command lines. Where it is many small commands of a program,
+    as with tgt on LVM, each of them fails in ``tests/arrays/test_every_array.py``.
     """
     arguments = {**cloud.array.refusal, "times": 1} if mode == "refused" else {"drop": "after", "times": 2}
-    for at in range(0, 120, 1 if call.driver == "v7000" else 4):
+    for at in range(120):
         fault = cloud.array.faults.add(".", skip=at, **arguments)
         answer = run(call)
         hits = fault.hits

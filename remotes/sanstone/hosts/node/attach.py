@@ -34,7 +34,9 @@ _SCAN_AGAIN = (1.0, 4.0, 9.0)
 _NUDGE = 1.0
 """How long multipathd may take to make a map by itself once udev has told it of the paths."""
 _UDEV_LIMIT = 10.0
-_MAP_LIMIT = 15.0
+_MAP_LIMIT = 30.0
+_NAME_LIMIT = 60.0
+"""How long udev may take to name a device: where many volumes come at once it is the slowest part."""
 _RESCAN_LIMIT = 5.0
 
 
@@ -470,7 +472,7 @@ def _check_map(wanted: Wanted, found: Map, paths: list[Disk], deadline: Deadline
     if sysfs.is_read_only(found.kernel):
         scsi.set_writable(found.kernel, deadline)
     device = sysfs.dev("mapper", found.name)
-    if not wait_until(device.exists, deadline.within(_MAP_LIMIT)):
+    if not wait_until(device.exists, deadline.within(_NAME_LIMIT)):
         raise NodeError(
             "HostError", f"udev made no {device}.", "See whether systemd-udevd runs on this host."
         )
@@ -491,7 +493,7 @@ def _plain(wanted: Wanted, paths: list[Disk], why: str, deadline: Deadline) -> t
     def device() -> Path | None:
         return next((name for name in names if name.exists() and name.resolve() == kernel), None)
 
-    wait_until(device, deadline.within(_MAP_LIMIT))
+    wait_until(device, deadline.within(_NAME_LIMIT))
     found = device()
     if found is None:
         raise NodeError(

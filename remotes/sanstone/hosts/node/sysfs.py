@@ -28,7 +28,10 @@ __all__ = [
 
 WWID = re.compile(r"3[0-9a-f]{16,32}")
 
+_ADDRESS = re.compile(r"(?:^|/)(\d+):(\d+):(\d+):(\d+)$")
 _SECTOR = 512
+_PAGE = 4096
+"""No attribute is longer."""
 _NAA = 3
 _LOGICAL_UNIT = 0
 
@@ -78,9 +81,15 @@ def dev(*parts: str) -> Path:
 def text(path: Path) -> str | None:
     """Return what an attribute holds; None if it is not there or the device does not answer."""
     try:
-        return path.read_text("utf-8", "replace").strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+    try:
+        return os.read(fd, _PAGE).decode("utf-8", "replace").strip()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def names(path: Path) -> list[str]:
@@ -101,11 +110,12 @@ def disks() -> Iterator[Disk]:
 
 def disk(name: str) -> Disk | None:
     """Return the SCSI disk ``name``; None if it has gone."""
+    # Strings and one call to the kernel: a crowd of these programs looks at every disk many times a second.
     try:
-        address = node("block", name, "device").resolve(strict=True).name
+        link = os.readlink(f"{node('block')}/{name}/device")  # noqa: PTH115
     except OSError:
         return None
-    match = re.fullmatch(r"(\d+):(\d+):(\d+):(\d+)", address)
+    match = _ADDRESS.search(link) or _ADDRESS.search(str(node("block", name, "device").resolve()))
     if match is None:
         return None
     host, channel, target, lun = map(int, match.groups())

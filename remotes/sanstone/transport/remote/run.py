@@ -83,15 +83,21 @@ class Completed(NamedTuple):
 
 
 def wait_until(condition: Callable[[], object], deadline: Deadline, *, first: float = 0.004) -> bool:
-    """Look at growing distances of at most 0.25 s until ``condition`` holds or time is up."""
+    """Look at growing distances of at most 0.25 s until ``condition`` holds or time is up.
+
+    On a machine that is so busy that a look itself takes its time, the distances are longer.
+    """
     pause = first
-    while not condition():
+    while True:
+        began = time.monotonic()
+        if condition():
+            return True
         left = deadline.left()
         if not left:
             return False
-        time.sleep(min(pause, left))
+        busy = min(2 * (time.monotonic() - began), 1.0)
+        time.sleep(min(max(pause, busy), left))
         pause = min(pause * 1.6, 0.25)
-    return True
 
 
 def search_path() -> str:
