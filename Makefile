@@ -13,7 +13,7 @@ export IMAGE ONCE SYSTEM
 SPREAD ?= -n auto --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab life-cycles kill-table soak test lint check bench format clean ready-for-demo ready-for-lab ready-for-test ready-for-check environment
+.PHONY: help demo kernel lab life-cycles kill-table soak test lint check bench format clean ready-for-demo ready-for-lab ready-for-test ready-for-check environment
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -42,6 +42,9 @@ lint: ready-for-test ## format, lint and types
 
 check: ready-for-check ## the tests alone; ARGS="-k name -x" goes to pytest, SPREAD= runs them one by one
 	$(RUN) -m pytest $(SPREAD) $(ARGS)
+
+kernel: ready-for-check ## attach and detach on a real kernel, also what waits for its time-outs; ARGS= as for check
+	$(RUN) -m pytest -m "long or not long" $(ARGS) tests/kernel
 
 bench: ready-for-demo ## what each action costs: round trips, connections, CPU and seconds
 	@$(RUN) -m bench

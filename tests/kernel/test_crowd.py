@@ -14,7 +14,7 @@ from tests.kernel.node import link
 from tests.kernel.scene import Scene, at_once
 from tests.kernel.targets import SIZE, wwid
 
-pytestmark = [pytest.mark.real(*PROGRAMS), pytest.mark.usefixtures("clean")]
+pytestmark = [pytest.mark.long, pytest.mark.real(*PROGRAMS), pytest.mark.usefixtures("clean")]
 
 
 def test_twenty_volumes_come_and_go_at_once(scene: Scene) -> None:

@@ -19,7 +19,7 @@ from tests.kernel.node import Node, link, until
 from tests.kernel.scene import Scene, at_once
 from tests.kernel.targets import wwid
 
-pytestmark = [pytest.mark.real(*PROGRAMS), pytest.mark.usefixtures("clean", "whole_lab")]
+pytestmark = [pytest.mark.long, pytest.mark.real(*PROGRAMS), pytest.mark.usefixtures("clean", "whole_lab")]
 
 CONF = "/etc/multipath/conf.d/zz-lab.conf"
 DEADLINE = 40.0

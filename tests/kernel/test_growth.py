@@ -16,7 +16,7 @@ from tests.kernel.scene import Scene
 from tests.kernel.targets import SIZE
 from tests.kernel.writer import Writer
 
-pytestmark = [pytest.mark.real(*PROGRAMS), pytest.mark.usefixtures("clean", "whole_lab")]
+pytestmark = [pytest.mark.long, pytest.mark.real(*PROGRAMS), pytest.mark.usefixtures("clean", "whole_lab")]
 
 
 def sizes(node: Node, number: int) -> set[int]:

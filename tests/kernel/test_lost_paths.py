@@ -17,7 +17,7 @@ from tests.kernel.node import PATIENCE, Node, link, until
 from tests.kernel.scene import Scene
 from tests.kernel.targets import wwid
 
-pytestmark = [pytest.mark.real(*PROGRAMS), pytest.mark.usefixtures("clean", "whole_lab")]
+pytestmark = [pytest.mark.long, pytest.mark.real(*PROGRAMS), pytest.mark.usefixtures("clean", "whole_lab")]
 
 BOTH = (1, 2)
 

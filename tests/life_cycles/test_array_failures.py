@@ -64,8 +64,8 @@ def run(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 def failures(cloud: Cloud, run: Run, call: DriverCall, *, mode: str) -> Iterator[Failed]:
     """Let the call fail at its first, second, ... array command, until it is over before the fault is due.
 
-    That is for a box to which an operation is a few command lines. Where it is many small commands of a program,
-    as with tgt on LVM, each of them fails in ``tests/arrays/test_every_array.py``.
+    That is for a box to which an operation is a few command lines. Where it is many small commands of a
+    program, as with tgt on LVM, each of them fails in ``tests/arrays/test_every_array.py``.
     """
     arguments = {**cloud.array.refusal, "times": 1} if mode == "refused" else {"drop": "after", "times": 2}
     for at in range(120):
