@@ -40,8 +40,8 @@ lint: ready-for-test ## format, lint and types
 	$(RUN) -m ruff check --quiet .
 	$(RUN) -m mypy
 
-check: ready-for-check ## the tests alone; ARGS="-k name -x" goes to pytest, SPREAD= runs them one by one
-	$(RUN) -m pytest $(SPREAD) $(ARGS)
+check: ready-for-check ## the tests alone; ARGS="-k name -x" goes to pytest, SPREAD= runs them one by one, SLOW=1 all
+	$(RUN) -m pytest $(SPREAD) $(if $(SLOW),-m "long or not long") $(ARGS)
 
 kernel: ready-for-check ## attach and detach on a real kernel, also what waits for its time-outs; ARGS= as for check
 	$(RUN) -m pytest -m "long or not long" $(ARGS) tests/kernel

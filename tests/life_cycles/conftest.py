@@ -13,9 +13,11 @@ from lab.systems import ALL_ARRAYS
 from tests.life_cycles.cloud import Cloud
 
 
-@pytest.fixture(params=ALL_ARRAYS)
+@pytest.fixture(
+    params=[name if name == "v7000" else pytest.param(name, marks=pytest.mark.long) for name in ALL_ARRAYS]
+)
 def system(request: pytest.FixtureRequest) -> str:
-    """The driver's name."""
+    """The driver's name. The recorded operations are played with every one, see ``test_recorded``."""
     name: str = request.param
     return name
 
