@@ -105,7 +105,7 @@ def image_calls(cloud: Cloud, request: pytest.FixtureRequest) -> ImageCalls:
         origin = {f"one-{first}"}
         image = int(cloud.call("image.clone", first, "clone", -1))
     else:
-        image = cloud.image(SIZE=1)
+        image = cloud.image(SIZE=len(CONTENT) // MIB)
     make = cloud.calls(request.param)[-1]
     cloud.delete(image)
     return ImageCalls(make, cloud.calls("rm")[-1], f"one-{image}", origin)
