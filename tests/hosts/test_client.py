@@ -268,7 +268,8 @@ def test_the_node_program_is_python_3_9_of_the_standard_library(path: Path) -> N
         if isinstance(part, ast.Import):
             names = [alias.name for alias in part.names]
         elif isinstance(part, ast.ImportFrom) and part.level == 0:
-            names = [part.module or ""] if not f"{part.module}.".startswith(COMMON + ".") else []
+            own = "sanstone." + ".".join(path.relative_to(LIBRARY).parent.parts)
+            names = [part.module or ""] if not f"{part.module}.".startswith((f"{COMMON}.", f"{own}.")) else []
         else:
             continue
         assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names | {"__future__"}

@@ -43,9 +43,9 @@ def test_an_image_comes_from_a_web_server_with_its_checksum(cloud: Cloud, web: s
     written_file(cloud.files / "disk.raw", CONTENT)
     image = cloud.image(PATH=f"{web}/disk.raw", SHA1=hashlib.sha1(CONTENT).hexdigest())
     assert cloud.stored(f"one-{image}") == CONTENT
-    damaged = cloud.image(PATH=f"{web}/disk.raw", MD5="0" * 32, SIZE=2, state="ERROR")
+    damaged = cloud.image(PATH=f"{web}/disk.raw", MD5="0" * 32, SIZE=4, state="ERROR")
     assert "MD5" in cloud.image_error(damaged)
-    missing = cloud.image(PATH=f"{web}/missing?token=s3cret", SIZE=2, state="ERROR")
+    missing = cloud.image(PATH=f"{web}/missing?token=s3cret", SIZE=4, state="ERROR")
     assert "/missing cannot be read" in cloud.image_error(missing)
     assert "s3cret" not in "".join(call.stderr for call in cloud.oned.calls)
     cloud.assert_array({f"one-{image}"})
@@ -58,7 +58,7 @@ def test_right_checksums_are_taken_and_wrong_ones_refused(cloud: Cloud) -> None:
         PATH=path, MD5=hashlib.md5(CONTENT).hexdigest(), SHA1=hashlib.sha1(CONTENT).hexdigest().upper()
     )
     assert cloud.stored(f"one-{right}") == CONTENT
-    wrong = cloud.image(PATH=path, SHA1=hashlib.sha1(b"").hexdigest(), SIZE=2, state="ERROR")
+    wrong = cloud.image(PATH=path, SHA1=hashlib.sha1(b"").hexdigest(), SIZE=4, state="ERROR")
     assert "SHA1 of disk.raw is" in cloud.image_error(wrong)
     cloud.assert_array({f"one-{right}"})
     cloud.delete(right, wrong)
@@ -75,7 +75,7 @@ def test_restricted_directories_are_not_read_not_even_by_a_link(cloud: Cloud) ->
     home = written_file(cloud.directory / "home.raw", CONTENT)
     etc = Path("/etc/one/oned.conf")
     images = [
-        cloud.image(PATH=path, SIZE=2, datastore=datastore, state="ERROR")
+        cloud.image(PATH=path, SIZE=4, datastore=datastore, state="ERROR")
         for path in (hidden, link, around, home)
     ]
     for image in images:
