@@ -45,6 +45,7 @@ def plays(request: pytest.FixtureRequest) -> Plays:
     return Plays([story for story in STORIES if wanted.intersection(story.operations)])
 
 
+@pytest.mark.long
 @pytest.mark.real(*PROGRAMS)
 @pytest.mark.parametrize("operation", PLAYED)
 @pytest.mark.parametrize("system", ALL_ARRAYS)
