@@ -18,7 +18,7 @@ from sanstone.hosts.ops import Attach, Attached, Detach, Detached, Operation
 from sanstone.model import Connection, Device
 from tests.kernel.targets import SIZE
 
-__all__ = ["Node", "link", "until"]
+__all__ = ["Node", "link", "number_of", "until"]
 
 T = TypeVar("T")
 
@@ -121,4 +121,5 @@ class Node:
 
 
 def number_of(connection: Connection) -> int:
+    """Return the number of a volume of ``targets.Volumes``."""
     return int(connection.volume.removeprefix("one-"))

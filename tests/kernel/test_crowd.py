@@ -9,8 +9,9 @@ import os
 import pytest
 
 from lab.vm.lab import PROGRAMS
+from sanstone.hosts.ops import Attach, Attached, Detach, Detached
 from sanstone.model import Connection, Device
-from tests.kernel.node import link
+from tests.kernel.node import link, number_of
 from tests.kernel.scene import Scene, at_once
 from tests.kernel.targets import SIZE, wwid
 
@@ -18,40 +19,40 @@ pytestmark = [pytest.mark.long, pytest.mark.real(*PROGRAMS), pytest.mark.usefixt
 
 
 def test_twenty_volumes_come_and_go_at_once(scene: Scene) -> None:
-    """Half of them behind one target, half with a target each; all by requests of their own."""
-    node = scene.node1
+    """Ten on each host, half of them behind one target, half with targets of their own."""
     shared, own = scene.shared.map(range(1, 11)), scene.own.map(range(11, 21))
-    ours = {
-        one.wwid: target.log_out
-        for target, some in ((scene.shared, shared), (scene.own, own))
-        for one in some
-    }
+    every = [(one, False) for one in shared] + [(one, True) for one in own]
+    places = {one.wwid: scene.nodes[at % 2] for at, (one, _) in enumerate(every)}
 
     def attach(one: Connection) -> Device:
-        (device,) = node.attach(one, deadline=600)
-        return device
+        (device,) = places[one.wwid].host.run([Attach(one, link(number_of(one)))], deadline=600)
+        assert isinstance(device, Attached)
+        assert device.warnings == ()
+        return device.device
 
-    devices = at_once(*(lambda one=one: attach(one) for one in (*shared, *own)))
+    def detach(one: Connection, log_out: bool) -> Detached:
+        (result,) = places[one.wwid].host.run([Detach(one.wwid, link(number_of(one)), log_out)], deadline=600)
+        assert isinstance(result, Detached)
+        return result
+
+    devices = at_once(*(lambda one=one: attach(one) for one, _ in every))
 
     assert [device.wwid for device in devices] == [wwid(number) for number in range(1, 21)]
     assert [device.is_degraded for device in devices] == [False] * 20
-    # 256 KiB that say which volume they belong to, then those of the next
+    # a page that says which volume it belongs to, then the same for all
     block = os.urandom(1 << 18)
     contents = {number: bytes([number]) * 4096 + block for number in range(1, 21)}
-    node.sh("cat > /tmp/block", stdin=block)
     page = "head -c 4096 /dev/zero | tr '\\0' \"$(printf '\\\\%03o' $n)\""
     write = "dd bs=64k iflag=fullblock conv=notrunc,fsync status=none"
     place = link(1).replace("/1/", "/$n/")
-    node.sh(f"for n in $(seq 20); do {{ {page}; cat /tmp/block; }} | {write} of={place}; done")
+    for node in scene.nodes:
+        numbers = " ".join(str(number_of(one)) for one, _ in every if places[one.wwid] is node)
+        node.sh("cat > /tmp/block", stdin=block)
+        node.sh(f"for n in {numbers}; do {{ {page}; cat /tmp/block; }} | {write} of={place}; done")
 
-    results = at_once(
-        *(
-            lambda one=one: node.detach(one, log_out=ours[one.wwid], deadline=600)[0]
-            for one in (*shared, *own)
-        )
-    )
+    results = at_once(*(lambda one=one, out=out: detach(one, out) for one, out in every))
 
-    assert [(result.was_attached, result.warnings) for result in results] == [(True, ())] * 20
+    assert results == [Detached(was_attached=True)] * 20
     expected = [hashlib.sha256(contents[number]).hexdigest() for number in range(1, 21)]
     assert scene.volumes.hashes(range(1, 21), 4096 + len(block)) == expected
     scene.shared.unmap(range(1, 11))

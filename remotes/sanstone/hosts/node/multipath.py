@@ -24,7 +24,8 @@ __all__ = [
     "whitelist",
 ]
 
-_QUICK = 20.0
+_QUICK = 60.0
+"""Longer than it ever takes by itself: where many volumes come at once multipathd has much to do."""
 _HOLD = 15.0
 """udev, blkid and LVM look into a device that has just appeared or changed, and let go after a moment."""
 
