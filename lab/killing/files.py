@@ -46,11 +46,12 @@ def _back_up(world: World, vm: int) -> None:
 
 def _backed_up(world: World, vm: int) -> None:
     """Back up once more, and see that what is stored is what the disks hold."""
-    before = len(world.backup_files(vm, 0))
+    disks = world.oned.core.vms[vm].disks
+    before = [world.backup_files(vm, disk) for disk in range(len(disks))]
     _back_up(world, vm)
-    for disk, vector in enumerate(world.oned.core.vms[vm].disks):
+    for disk, vector in enumerate(disks):
         files = world.backup_files(vm, disk)
-        if len(files) <= before:
+        if not files or files == before[disk]:
             raise StuckError(f"no backup of VM {vm} was stored: {world.complaints()}")
         name = str(world.volume_of(world.oned.core.vms[vm], vector))
         known = world.contents[name]

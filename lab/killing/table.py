@@ -23,6 +23,8 @@ from lab.killing.world import StuckError, World
 __all__ = ["Case", "Cloud", "Outcome", "Report", "cases", "run_case", "run_table"]
 
 _MOST_STEPS = 60
+_CASE_LIMIT = 1800.0
+"""Seconds after which a case is taken to hang; one with sixty kills takes minutes on a busy machine."""
 _EACH_WAY = 4
 """Up to which step a kill is followed by each of the ways to go on; later ones are by one of them in turn."""
 _NOT_YET = "not supported yet"
@@ -174,14 +176,14 @@ class Cloud:
 
     def __init__(self, folder: Path, system: str) -> None:
         self._folder = folder
-        self._system = system
+        self.system = system
         self._count = 0
         self._world: World | None = None
 
     def world(self) -> World:
         if self._world is None:
             self._count += 1
-            world = World(self._folder / str(self._count), self._system, seed=self._count)
+            world = World(self._folder / str(self._count), self.system, seed=self._count)
             self._world = world.__enter__()
             world.warm_up()
         return self._world
@@ -211,7 +213,7 @@ def run_table(wanted: Sequence[Case], jobs: int, folder: Path | None = None) -> 
             processes.append(process)
         try:
             for _ in wanted:
-                report = reports.get(timeout=600)
+                report = reports.get(timeout=_CASE_LIMIT)
                 if isinstance(report, str):
                     raise RuntimeError(report)
                 yield report
@@ -229,7 +231,10 @@ def _serve(folder: Path, tasks: Queue[Case | None], reports: Queue[Report | str]
     cloud: Cloud | None = None
     try:
         while (case := tasks.get()) is not None:
-            cloud = cloud or Cloud(folder, case.system)
+            if cloud is not None and cloud.system != case.system:
+                cloud.close()
+                cloud = None
+            cloud = cloud or Cloud(folder / case.system, case.system)
             reports.put(run_case(case, cloud))
     except BaseException:
         reports.put(traceback.format_exc())

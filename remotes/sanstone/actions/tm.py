@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sanstone.actions import leftovers, migration, volumes
@@ -251,17 +251,19 @@ def delete(request: Delete, site: Site) -> str:
     wanted = disk_volume(vm, disk) if disk else _linked_volume(site, array, path)
     if wanted.is_own and _delete_known(site, settings, array, wanted.name, path):
         return ""
-    try:
-        found = wanted.find(array)
-    except SanstoneError:
-        if wanted.names:
-            site.ledger.locks.mark(array.name, wanted.name, Place(path.host, path.path))
-        raise
-    if found is None:
-        log.info("no volume of disk %d of VM %d is on %s", path.disk_id, vm.id, array.name)
+    if not wanted.names:
         return _remove_file(site, path)
-    name = found.name
-    with site.volume(array, name):
+    with ExitStack() as held:
+        held.enter_context(site.volume(array, wanted.name))
+        # nobody repeats this call: from here on the monitoring knows that something may be left
+        site.ledger.locks.note(array.name, wanted.name, Place(path.host, path.path))
+        found = wanted.find(array)
+        if found is None:
+            log.info("no volume of disk %d of VM %d is on %s", path.disk_id, vm.id, array.name)
+            return _remove_file(site, path)
+        name = found.name
+        if name != wanted.name:
+            held.enter_context(site.volume(array, name))
         is_ours = wanted.is_own and _was_made_for(site, array, name, found.wwid, path)
         _take(site, settings, array, name, path, wwid=found.wwid)
         if is_ours:

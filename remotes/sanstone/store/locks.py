@@ -85,13 +85,6 @@ class Locks:
         finally:
             os.close(handle)
 
-    def mark(self, array: str, name: str, place: Place) -> None:
-        """Write down that something is undone about a volume that nobody holds."""
-        path = self._path(array, name)
-        with suppress(OSError), path.open("ab") as file:
-            file.write(b"" if path.stat().st_size else _HELD)
-            file.write(json.dumps(asdict(place)).encode() + b"\n")
-
     def places(self, array: str, name: str) -> list[Place]:
         """List what was noted of a volume and never put in order."""
         with suppress(OSError):

@@ -43,6 +43,9 @@ _REASONS = {
 _FATAL = frozenset({5, 12, 13, 18, 19, 20, 24})
 """These say nothing about the portal's network, so that it is not remembered as dead."""
 
+_CROWDED = 20.0
+"""How long others may have the database of records."""
+
 _TARGET = re.compile(r"(?:iqn|eui|naa)\.[\w.:-]{1,220}")
 _ADDRESS = re.compile(r"[0-9A-Za-z][0-9A-Za-z.-]*|\[?[0-9A-Fa-f:.]+(?:%[0-9A-Za-z._-]+)?\]?")
 
@@ -330,10 +333,26 @@ def log_out(target: str, deadline: Deadline) -> list[str]:
             if left.code not in (0, _SESS_NOT_FOUND, *_NO_RECORD):
                 warnings.append(f"logging out of {target} at {session.portal}: {left.words or left.code}")
         if not warnings:
-            left = run(["iscsiadm", "-m", "node", "-T", target, "-o", "delete"], deadline, ok=None)
+            left = _forget(target, deadline)
             if left.code not in (0, *_NO_RECORD):
                 warnings.append(f"forgetting {target}: {left.words or left.code}")
     return warnings
+
+
+def _forget(target: str, deadline: Deadline) -> Completed:
+    """Delete the records of a target.
+
+    iscsiadm looks at those of all targets for it, and stumbles when another one's go at that moment (seen
+    with 2.1.8).
+    """
+    outcome: list[Completed] = []
+
+    def is_clear() -> bool:
+        outcome[:] = [run(["iscsiadm", "-m", "node", "-T", target, "-o", "delete"], deadline, ok=None)]
+        return outcome[0].code != _IDBM
+
+    wait_until(is_clear, deadline.within(_CROWDED))
+    return outcome[0]
 
 
 def _key(portal: Portal) -> str:
