@@ -165,6 +165,11 @@ class Export:
         }
 
     @property
+    def address(self) -> str:
+        """The abstract socket of the daemon's NBD server, empty while there is none."""
+        return self._address if self.is_running else ""
+
+    @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 

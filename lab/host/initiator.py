@@ -25,6 +25,8 @@ NO_TAG = 0xFFFFFFFF
 SECURITY, OPERATIONAL, FULL_FEATURE = 0, 1, 3
 REDIRECTED = 1
 UNIT_ATTENTION = 0x06
+_ATTENTIONS = 100
+"""A target keeps one for each LUN that came or went since the last command, and tells one at a time."""
 OPERATIONAL_KEYS = {
     "HeaderDigest": "None",
     "DataDigest": "None",
@@ -204,11 +206,11 @@ class Connection:
         return sorted(_lun_number(answer[8 + 8 * n : 16 + 8 * n]) for n in range(count))
 
     def _command(self, lun: int, cdb: bytes, length: int) -> bytes:
-        for attempt in range(4):
+        for attempt in range(_ATTENTIONS):
             try:
                 return self._command_once(lun, cdb, length)
             except CheckConditionError as err:
-                if err.key != UNIT_ATTENTION or attempt == 3:
+                if err.key != UNIT_ATTENTION or attempt == _ATTENTIONS - 1:
                     raise
         raise AssertionError("unreachable")
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lab.host.checker import check_paths
 from lab.host.devices import Disk, IscsiError, Portal, Session, SessionSettings, Timings
 from lab.host.exports import Export, ExportError, Spawner, mounts_under, unmount
 from lab.host.initiator import CheckConditionError, Connection, LoginRefusedError
@@ -69,6 +70,7 @@ class Kernel:
         self._add_local_disk()
         self._spawner = Spawner()
         self.uevents.start()
+        self.run(lambda: check_paths(self.disks, self.halted), "checker")
 
     def halt(self) -> None:
         """Power off: connections are cut, exports die, memory is gone. ``wipe()`` when no caller is left."""
