@@ -34,6 +34,7 @@ class User:
         self._random = random.Random(seed)
         self._seen: dict[int, tuple[str, int]] = {}
         self._leaving: dict[int, int] = {}
+        self._dropping: dict[int, tuple[int, int]] = {}
 
     def act(self) -> None:
         """Do one thing that can be done now, and see it through."""
@@ -234,8 +235,19 @@ class User:
         return int(snapshots.disk_id or 0), self._random.choice(snapshots.items).id
 
     def _drop_snapshot(self, vm: int) -> None:
-        self._ask("vm.disksnapshotdelete", vm, *self._chosen_snapshot(vm))
-        self._wait(vm)
+        self._dropping[vm] = self._chosen_snapshot(vm)
+        self._drop_again(vm)
+
+    def _drop_again(self, vm: int) -> None:
+        """Delete a snapshot until it is done: it may be gone while OpenNebula still has it."""
+        for _ in range(5):
+            disk, snapshot = self._dropping.get(vm, (-1, -1))
+            kept = [each.items for each in self._vm(vm).snapshots if int(each.disk_id or 0) == disk]
+            if not any(item.id == snapshot for items in kept for item in items):
+                self._dropping.pop(vm, None)
+                return
+            self.world.ask("vm.disksnapshotdelete", vm, disk, snapshot)
+            self._wait(vm)
 
     def _revert(self, vm: int) -> None:
         disk, snapshot = self._chosen_snapshot(vm)
@@ -293,6 +305,7 @@ class User:
         found = self._vm(vm)
         if times > 1 and found.shown_state in ("RUNNING", "POWEROFF"):
             self._detach_again(vm)
+            self._drop_again(vm)
         if found.shown_state.endswith("_FAILURE") and (times > 1 or self._random.random() < 0.5):
             self.done["recover --delete"] += 1
             self.world.ask("vm.recover", vm, 3)
