@@ -310,7 +310,11 @@ class World:
         link = self.link(vm, disk)
         where = f"disk {disk['DISK_ID']} of VM {vm.id} on {host}"
         wwid = self.array_of(int(disk["DATASTORE_ID"])).volumes().get(name)
-        if not link.is_symlink() or not link.exists():
+        try:
+            is_there = link.is_symlink() and link.exists()
+        except OSError:  # the device of a host that is losing its power
+            is_there = False
+        if not is_there:
             return [f"{where} leads nowhere"]
         target = link.readlink()
         if target.name != wwid or not target.is_relative_to(self.cloud / "hosts" / host / "dev"):

@@ -92,14 +92,26 @@ class Engine:
         with self.core.lock:
             lines = self._lines(vm, state)
             self._stamp(vm, state, begins=True)
-        self.core.enter_lcm(vm, state)
+        self._enter(vm, state)
         try:
             self.run_script(vm, lines)
         except DriverError as failure:
-            self.core.set_vm_error(vm, SCRIPT_ERROR, failure.text)
-            self.core.enter_lcm(vm, plan.failure)
+            if self._is_still(vm, state):
+                self.core.set_vm_error(vm, SCRIPT_ERROR, failure.text)
+                self.core.enter_lcm(vm, plan.failure)
             return
-        self.after_phase(vm, state)
+        if self._is_still(vm, state):
+            self.after_phase(vm, state)
+
+    def _enter(self, vm: Vm, state: LcmState) -> None:
+        """Enter a state unless a request to try again has done so already."""
+        if not self._is_still(vm, state):
+            self.core.enter_lcm(vm, state)
+
+    def _is_still(self, vm: Vm, state: LcmState) -> bool:
+        """Tell whether a VM is in a state: what a driver answers after it was given up changes nothing."""
+        with self.core.lock:
+            return vm.state is VmState.ACTIVE and vm.lcm_state is state
 
     def after_phase(self, vm: Vm, state: LcmState) -> None:
         """Go on after the work of a transfer manager's state has been done."""
@@ -140,17 +152,20 @@ class Engine:
         plan = BOOTS[state]
         with self.core.lock:
             self.write_files(vm)
-        self.core.enter_lcm(vm, state)
+        self._enter(vm, state)
         try:
             answer = self.vmm.start(vm, plan.action)
         except DriverError as failure:
+            if not self._is_still(vm, state):
+                return
             self.core.set_vm_error(vm, plan.action.upper(), failure.text)
             if isinstance(plan.failure, VmState):
                 self.core.enter_vm(vm, plan.failure)
             else:
                 self.core.enter_lcm(vm, plan.failure)
             return
-        self._is_running(vm, answer)
+        if self._is_still(vm, state):
+            self._is_running(vm, answer)
 
     def _is_running(self, vm: Vm, answer: Answer) -> None:
         with self.core.lock:

@@ -336,8 +336,10 @@ class Vms:
         phase = next((state for state, plan in PHASES.items() if plan.failure is vm.lcm_state), None)
         boot = next((state for state, plan in BOOTS.items() if plan.failure is vm.lcm_state), None)
         if phase is not None:
+            core.enter_lcm(vm, phase)
             core.spawn(partial(engine.phase, vm, phase), f"retry-{vm.id}")
         elif boot is not None:
+            core.enter_lcm(vm, boot)
             core.spawn(partial(engine.boot, vm, boot), f"retry-{vm.id}")
         else:
             raise wrong_state("recover", vm)

@@ -142,7 +142,8 @@ def _history(world: World, findings: Sequence[Finding]) -> list[str]:
     """List what drivers were asked about the VMs of findings, and what they answered: why it is so."""
     named = re.compile(r"VM (\d+)|one-\d+-(\d+)-\d|\b\d+/(\d+)/disk")
     numbers = {next(filter(None, hit)) for each in findings for hit in named.findall(each.text)}
-    lines = []
+    monitored = [call.stderr for call in world.oned.calls if call.action == "monitor" and call.stderr.strip()]
+    lines = [f"monitoring: {' '.join(said.split())}" for said in monitored[-2:]]
     for number in sorted(numbers, key=int):
         mine = re.compile(rf"/{number}(/|$)|^{number}$|^one-{number}$")
         for call in world.oned.calls:
