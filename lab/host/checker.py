@@ -12,9 +12,11 @@ import contextlib
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 from lab.host.devices import Disk
+from lab.host.exports import ExportError
 
 __all__ = ["check_paths"]
 
@@ -23,6 +25,7 @@ _PATIENCE = 1.0
 _REST = 5.0
 """How long a path is left alone that did not answer: a read waits in the daemon each time."""
 _TRIES = 20
+_BROKEN = 4
 
 _HELLO = struct.Struct(">8s8sH")
 _CHOICE = struct.Struct(">I8sII")
@@ -35,9 +38,15 @@ _READ = 0
 _SECTOR = 512
 
 
-def check_paths(disks: Callable[[], Iterable[Disk]], halted: threading.Event) -> None:
-    """Read a sector of each disk whose session is alive, twice a second, until ``halted``."""
+def check_paths(
+    disks: Callable[[], Iterable[Disk]], is_ready: Callable[[Disk], bool], halted: threading.Event
+) -> None:
+    """Read a sector of each disk whose session is alive, twice a second, until ``halted``.
+
+    A daemon that only fails while the disk ``is_ready`` has lost its session for good: it is started over.
+    """
     resting: dict[str, int] = {}
+    failed: Counter[str] = Counter()
     while not halted.wait(_INTERVAL):
         found = list(disks())
         resting = {disk.name: resting[disk.name] - 1 for disk in found if resting.get(disk.name, 0) > 1}
@@ -45,14 +54,24 @@ def check_paths(disks: Callable[[], Iterable[Disk]], halted: threading.Event) ->
             if halted.is_set():
                 return
             if disk.session.state == "LOGGED_IN" and disk.name not in resting:
-                address = disk.export.address
-                if address and not _read(address):
+                if not (address := disk.export.address):
+                    continue
+                try:
+                    failed[disk.name] = 0 if _read(address) else failed[disk.name] + 1
+                except TimeoutError:
                     resting[disk.name] = int(_REST / _INTERVAL)
+                if failed[disk.name] >= _BROKEN and is_ready(disk):
+                    failed[disk.name] = 0
+                    with contextlib.suppress(ExportError):
+                        disk.export.reopen(disk.export.read_only)
 
 
 def _read(address: str) -> bool:
-    """Read the first sector from the NBD server at an abstract socket; tell whether it answered at all."""
-    with contextlib.suppress(TimeoutError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
+    """Read the first sector from the NBD server at an abstract socket; False when that fails time after time.
+
+    Raises: TimeoutError.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as link:
         link.settimeout(_PATIENCE)
         try:
             link.connect("\0" + address)
@@ -64,13 +83,12 @@ def _read(address: str) -> bool:
                 _, error, _ = _REPLY.unpack(_receive(link, _REPLY.size))
                 if not error:
                     _receive(link, _SECTOR)
-                    break
+                    return True
         except TimeoutError:
             raise
         except OSError:
-            pass  # the daemon is starting, or has gone
-        return True
-    return False
+            return True  # the daemon is starting, or has gone
+        return bool(size < _SECTOR)
 
 
 def _receive(link: socket.socket, length: int) -> bytes:

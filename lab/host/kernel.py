@@ -70,7 +70,7 @@ class Kernel:
         self._add_local_disk()
         self._spawner = Spawner()
         self.uevents.start()
-        self.run(lambda: check_paths(self.disks, self.halted), "checker")
+        self.run(lambda: check_paths(self.disks, self.is_ready, self.halted), "checker")
 
     def halt(self) -> None:
         """Power off: connections are cut, exports die, memory is gone. ``wipe()`` when no caller is left."""
