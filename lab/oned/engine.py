@@ -88,25 +88,30 @@ class Engine:
 
     def phase(self, vm: Vm, state: LcmState) -> None:
         """Enter a state of the transfer manager, do its work, and go on."""
-        plan = PHASES[state]
+        self._carry_out(vm, state, self._begin_phase(vm, state))
+
+    def start_phase(self, vm: Vm, state: LcmState, name: str) -> None:
+        """Enter a state of the transfer manager at once; the rest is work of a thread called ``name``."""
+        lines = self._begin_phase(vm, state)
+        self.core.spawn(lambda: self._carry_out(vm, state, lines), name)
+
+    def _begin_phase(self, vm: Vm, state: LcmState) -> list[Line]:
         with self.core.lock:
             lines = self._lines(vm, state)
             self._stamp(vm, state, begins=True)
-        self._enter(vm, state)
+        self.core.enter_lcm(vm, state)
+        return lines
+
+    def _carry_out(self, vm: Vm, state: LcmState, lines: Sequence[Line]) -> None:
         try:
             self.run_script(vm, lines)
         except DriverError as failure:
             if self._is_still(vm, state):
                 self.core.set_vm_error(vm, SCRIPT_ERROR, failure.text)
-                self.core.enter_lcm(vm, plan.failure)
+                self.core.enter_lcm(vm, PHASES[state].failure)
             return
         if self._is_still(vm, state):
             self.after_phase(vm, state)
-
-    def _enter(self, vm: Vm, state: LcmState) -> None:
-        """Enter a state unless a request to try again has done so already."""
-        if not self._is_still(vm, state):
-            self.core.enter_lcm(vm, state)
 
     def _is_still(self, vm: Vm, state: LcmState) -> bool:
         """Tell whether a VM is in a state: what a driver answers after it was given up changes nothing."""
@@ -149,10 +154,21 @@ class Engine:
 
     def boot(self, vm: Vm, state: LcmState) -> None:
         """Make the context disk and start or restore the domain."""
-        plan = BOOTS[state]
+        self._begin_boot(vm, state)
+        self._start_domain(vm, state)
+
+    def start_boot(self, vm: Vm, state: LcmState, name: str) -> None:
+        """Enter a state of booting at once; the rest is work of a thread called ``name``."""
+        self._begin_boot(vm, state)
+        self.core.spawn(lambda: self._start_domain(vm, state), name)
+
+    def _begin_boot(self, vm: Vm, state: LcmState) -> None:
         with self.core.lock:
             self.write_files(vm)
-        self._enter(vm, state)
+        self.core.enter_lcm(vm, state)
+
+    def _start_domain(self, vm: Vm, state: LcmState) -> None:
+        plan = BOOTS[state]
         try:
             answer = self.vmm.start(vm, plan.action)
         except DriverError as failure:
@@ -187,9 +203,12 @@ class Engine:
 
     # -- ends
 
-    def shutdown(self, vm: Vm, plan: Shutdown) -> None:
-        """End the domain and do what follows."""
+    def start_shutdown(self, vm: Vm, plan: Shutdown, name: str) -> None:
+        """Begin to end the domain; that and what follows is work of a thread called ``name``."""
         self.core.enter_lcm(vm, plan.state)
+        self.core.spawn(lambda: self._shut_down(vm, plan), name)
+
+    def _shut_down(self, vm: Vm, plan: Shutdown) -> None:
         try:
             self.vmm.stop(vm, plan.vmm_action)
         except DriverError as failure:
@@ -227,14 +246,17 @@ class Engine:
 
     # -- migrations
 
-    def migrate_live(self, vm: Vm, host: Host, system: Datastore) -> None:
-        """Move the running domain to another host, or to another system datastore on its host."""
+    def start_migrate_live(self, vm: Vm, host: Host, system: Datastore, name: str) -> None:
+        """Begin to move the running domain to another host, or to another system datastore on its host."""
         before = vm.here
         with self.core.lock:
             before.retime = self.core.now()
             after = self.new_history(vm, host, system)
             self._place_volatile(vm, system)
         self.core.enter_lcm(vm, LcmState.MIGRATE)
+        self.core.spawn(lambda: self._migrate_live(vm, before, after), name)
+
+    def _migrate_live(self, vm: Vm, before: History, after: History) -> None:
         try:
             self.vmm.migrate(vm, before, after)
         except DriverError as failure:
@@ -258,9 +280,12 @@ class Engine:
             self.new_history(vm, host, system)
             self._place_volatile(vm, system)
 
-    def migrate_cold(self, vm: Vm, before: History, vmm_action: str) -> None:
-        """End the domain where it was ``before``, move its disks and start it again."""
+    def start_migrate_cold(self, vm: Vm, before: History, vmm_action: str, name: str) -> None:
+        """Begin to end the domain where it was ``before``, move its disks and start it again."""
         self.core.enter_lcm(vm, LcmState.SAVE_MIGRATE)
+        self.core.spawn(lambda: self._migrate_cold(vm, before, vmm_action), name)
+
+    def _migrate_cold(self, vm: Vm, before: History, vmm_action: str) -> None:
         try:
             self.vmm.stop(vm, vmm_action, before)
         except DriverError as failure:

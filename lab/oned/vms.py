@@ -178,7 +178,7 @@ class Vms:
             self.disks.place(vm, system)
             vm.is_stored = False
             core.enter_vm(vm, VmState.ACTIVE)
-        core.spawn(lambda: self.engine.phase(vm, state), f"deploy-{vm_id}")
+        self.engine.start_phase(vm, state, f"deploy-{vm_id}")
         return vm_id
 
     def _system_datastore(self, vm: Vm, datastore_id: int) -> Datastore:
@@ -223,14 +223,14 @@ class Vms:
             self._require_same_kind(vm)
             if is_running and is_live:
                 engine.note(vm, Action.LIVE_MIGRATE, user)
-                core.spawn(lambda: engine.migrate_live(vm, host, system), f"migrate-{vm_id}")
+                engine.start_migrate_live(vm, host, system, f"migrate-{vm_id}")
             elif is_running:
                 action, history = _COLD[kind]
                 engine.note(vm, history, user)
                 before = vm.here
                 engine.arrive(vm, host, system)
                 engine.note(vm, history, user)
-                core.spawn(lambda: engine.migrate_cold(vm, before, action), f"migrate-{vm_id}")
+                engine.start_migrate_cold(vm, before, action, f"migrate-{vm_id}")
             elif vm.state in (VmState.POWEROFF, VmState.SUSPENDED):
                 state = (
                     LcmState.PROLOG_MIGRATE_POWEROFF
@@ -238,7 +238,7 @@ class Vms:
                     else LcmState.PROLOG_MIGRATE_SUSPEND
                 )
                 engine.arrive(vm, host, system)
-                core.spawn(lambda: engine.phase(vm, state), f"migrate-{vm_id}")
+                engine.start_phase(vm, state, f"migrate-{vm_id}")
             else:
                 raise wrong_state("migrate", vm)
         return vm_id
@@ -282,32 +282,32 @@ class Vms:
             raise wrong_state(name.removesuffix("-hard"), vm)
 
     def _end(self, user: User, vm: Vm, name: str) -> None:
-        core, engine, plan = self.core, self.engine, SHUTDOWNS[name]
+        engine, plan = self.engine, SHUTDOWNS[name]
         verb = name.removesuffix("-hard")
         if vm.state is VmState.ACTIVE and vm.lcm_state in (LcmState.RUNNING, LcmState.UNKNOWN):
             engine.note(vm, plan.history, user)
-            core.spawn(lambda: engine.shutdown(vm, plan), f"{name}-{vm.id}")
+            engine.start_shutdown(vm, plan, f"{name}-{vm.id}")
             return
         resting = {"stop": (VmState.SUSPENDED,), "undeploy": (VmState.POWEROFF,), "terminate": _RESTING}
         if vm.state in resting.get(verb, ()) and plan.phase is not None:
             phase = plan.phase
             if not vm.is_stored:
                 engine.note(vm, plan.history, user)
-            core.spawn(lambda: engine.phase(vm, phase), f"{name}-{vm.id}")
+            engine.start_phase(vm, phase, f"{name}-{vm.id}")
         elif verb == "terminate" and vm.state in (VmState.PENDING, VmState.HOLD):
             engine.finish(vm)
         else:
             raise wrong_state(verb, vm)
 
     def _resume(self, user: User, vm: Vm) -> None:
-        core, engine = self.core, self.engine
+        engine = self.engine
         boots = {VmState.POWEROFF: LcmState.BOOT_POWEROFF, VmState.SUSPENDED: LcmState.BOOT_SUSPENDED}
         if vm.state in boots:
             state = boots[vm.state]
             engine.repeat_history(vm)
             if vm.state is VmState.SUSPENDED:
                 engine.note(vm, Action.RESUME, user)
-            core.spawn(lambda: engine.boot(vm, state), f"resume-{vm.id}")
+            engine.start_boot(vm, state, f"resume-{vm.id}")
         elif vm.state in (VmState.STOPPED, VmState.UNDEPLOYED):
             self._wait_for_placement(vm)
         else:
@@ -332,15 +332,13 @@ class Vms:
         return vm_id
 
     def _retry(self, user: User, vm: Vm) -> None:
-        core, engine = self.core, self.engine
+        engine = self.engine
         phase = next((state for state, plan in PHASES.items() if plan.failure is vm.lcm_state), None)
         boot = next((state for state, plan in BOOTS.items() if plan.failure is vm.lcm_state), None)
         if phase is not None:
-            core.enter_lcm(vm, phase)
-            core.spawn(partial(engine.phase, vm, phase), f"retry-{vm.id}")
+            engine.start_phase(vm, phase, f"retry-{vm.id}")
         elif boot is not None:
-            core.enter_lcm(vm, boot)
-            core.spawn(partial(engine.boot, vm, boot), f"retry-{vm.id}")
+            engine.start_boot(vm, boot, f"retry-{vm.id}")
         else:
             raise wrong_state("recover", vm)
 
