@@ -58,11 +58,11 @@ def check_paths(
                     continue
                 try:
                     failed[disk.name] = 0 if _read(address) else failed[disk.name] + 1
-                except TimeoutError:
+                except OSError:
                     resting[disk.name] = int(_REST / _INTERVAL)
                 if failed[disk.name] >= _BROKEN and is_ready(disk):
                     failed[disk.name] = 0
-                    with contextlib.suppress(ExportError):
+                    with contextlib.suppress(ExportError, OSError):
                         disk.export.reopen(disk.export.read_only)
 
 
